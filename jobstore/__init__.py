@@ -1,0 +1,103 @@
+"""An asyncio-native, durable job store for LLM work: one SQLite file, no server.
+
+Example:
+    >>> async with JobStore("jobs.db", migrate=True) as store:
+    ...     job = await store.jobs.enqueue("Say hello", task_type="greeting", api_type="claude")
+    ...     [claim] = await store.jobs.claim("worker-1")
+    ...     await store.jobs.complete(claim, "Hello!")
+"""
+
+from jobstore.clock import Clock
+from jobstore.errors import (
+    ConnectionLost,
+    ConstraintFailed,
+    DatabaseBusy,
+    DatabaseCorrupt,
+    DatabaseError,
+    DatabaseNotFound,
+    DiskFailed,
+    DiskFull,
+    InvalidArgument,
+    InvalidJob,
+    InvalidTransition,
+    JobNotFound,
+    JobStoreError,
+    LeaseLost,
+    MigrationRequired,
+    NotFound,
+    OutputError,
+    OutputRestarted,
+    PoolTimeout,
+    ReadOnlyDatabase,
+    SchemaMismatch,
+    SessionNotFound,
+    StatementFailed,
+    StoreClosed,
+)
+from jobstore.lifecycle import AttemptOutcome, JobStatus
+from jobstore.models import (
+    AppliedMigration,
+    Attempt,
+    Claim,
+    Heartbeat,
+    Job,
+    JobStats,
+    LaneStats,
+    NewJob,
+    Page,
+    Session,
+    Usage,
+)
+from jobstore.sql import MakeOperation, Operation, Row, execute, execute_many, fetch_all, fetch_one
+from jobstore.store import JobStore, close_database, ensure_connection
+
+__all__ = [
+    "AppliedMigration",
+    "Attempt",
+    "AttemptOutcome",
+    "Claim",
+    "Clock",
+    "ConnectionLost",
+    "ConstraintFailed",
+    "DatabaseBusy",
+    "DatabaseCorrupt",
+    "DatabaseError",
+    "DatabaseNotFound",
+    "DiskFailed",
+    "DiskFull",
+    "Heartbeat",
+    "InvalidArgument",
+    "InvalidJob",
+    "InvalidTransition",
+    "Job",
+    "JobNotFound",
+    "JobStats",
+    "JobStatus",
+    "JobStore",
+    "JobStoreError",
+    "LaneStats",
+    "LeaseLost",
+    "MakeOperation",
+    "MigrationRequired",
+    "NewJob",
+    "NotFound",
+    "Operation",
+    "OutputError",
+    "OutputRestarted",
+    "Page",
+    "PoolTimeout",
+    "ReadOnlyDatabase",
+    "Row",
+    "SchemaMismatch",
+    "Session",
+    "SessionNotFound",
+    "StatementFailed",
+    "StoreClosed",
+    "Usage",
+    "close_database",
+    "ensure_connection",
+    "execute",
+    "execute_many",
+    "fetch_all",
+    "fetch_one",
+]

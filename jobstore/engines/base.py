@@ -1,0 +1,126 @@
+"""What every engine offers, whatever database it drives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol, TypeVar
+
+from pydantic import BaseModel, ConfigDict
+
+from jobstore.engines.signal import Signal
+from jobstore.sql import Dialect, MakeOperation
+
+T = TypeVar("T")
+
+Abandoned = Callable[[Any], None]
+"""Called when the caller was cancelled: with the value if the operation was carried out all the same, else None."""
+
+
+class WriterStats(BaseModel):
+    """Figures of the one writer since the store was opened."""
+
+    model_config = ConfigDict(frozen=True)
+
+    waiting_operations: int
+    """Operations that wait in front of the writer now."""
+    waiting_bytes: int
+    blocked_callers: int
+    """Callers that wait for room in front of the writer now (back-pressure)."""
+    batches: int
+    operations: int
+    largest_batch: int
+
+
+class PoolStats(BaseModel):
+    """Figures of the pool of reading connections."""
+
+    model_config = ConfigDict(frozen=True)
+
+    size: int
+    open: int
+    in_use: int
+    waiting: int
+    """Callers that wait for a connection now."""
+    timeouts: int
+    reads: int
+
+
+class WakeStats(BaseModel):
+    """Figures of the signals that there may be work."""
+
+    model_config = ConfigDict(frozen=True)
+
+    waiting: int
+    """Callers that wait for a change now."""
+    own: int
+    """Batches of this process that may have made work."""
+    foreign: int
+    """Times that another process's commits were noticed."""
+
+
+class StoreStats(BaseModel):
+    """What `store.stats()` returns."""
+
+    model_config = ConfigDict(frozen=True)
+
+    writer: WriterStats
+    pool: PoolStats
+    wake: WakeStats
+
+
+class Engine(Protocol):
+    """Drives operations on one database."""
+
+    dialect: Dialect
+    """The facts in which databases differ."""
+    clock: Callable[[], int]
+    """The present time in milliseconds, as operations are given it."""
+    changes: Signal
+    """Notified after every commit, of any process."""
+    work: Signal
+    """Notified when there may be something new to claim."""
+
+    async def open(self, check: MakeOperation[[], None]) -> None:
+        """Connect, and let `check` read the database and refuse it before anything is changed.
+
+        Raises:
+            DatabaseError: It is not possible; the message says what to do.
+        """
+
+    async def close(self) -> None:
+        """Finish what was accepted, then release everything. Closing twice is fine."""
+
+    async def write(
+        self,
+        make_operation: MakeOperation[..., T],
+        *args: Any,  # noqa: ANN401 - the operation's own
+        size: int = 0,
+        finishing: bool = False,
+        wakes: bool = False,
+        abandoned: Abandoned | None = None,
+    ) -> T:
+        """Run an operation that may write, atomically, and return its value once it is durable.
+
+        Args:
+            make_operation: Makes a fresh operation; called again if a batch has to be driven again.
+            *args: Passed to it after the present time.
+            size: About how many bytes wait with it, for the back-pressure limit.
+            finishing: It ends or renews claims: not held back, and ahead of other work.
+            wakes: Its commit may make something claimable.
+            abandoned: What to do if the caller is cancelled meanwhile, once it is known how the operation ended.
+        """
+
+    def write_soon(self, make_operation: MakeOperation[..., Any], *args: Any, wakes: bool = False) -> None:  # noqa: ANN401
+        """Queue a finishing operation that nobody waits for; `close` waits for it."""
+
+    async def write_aside(self, make_operation: MakeOperation[..., T], *args: Any) -> T:  # noqa: ANN401
+        """Run an operation past the queue, from any thread's event loop."""
+
+    async def read(self, make_operation: MakeOperation[..., T], *args: Any) -> T:  # noqa: ANN401
+        """Run an operation that only reads, on one snapshot."""
+
+    async def wait(self, signal: Signal, since: int, timeout: float | None) -> int:
+        """Wait until a signal's count differs from `since` or `timeout` seconds pass; return its count."""
+
+    def stats(self) -> StoreStats:
+        """Return the figures of now."""

@@ -1,0 +1,293 @@
+"""Group commit: writes that wait together commit together.
+
+Callers' operations queue up; as soon as the database is free, all that wait are committed as one batch,
+and each caller is answered after the commit. So one fsync serves many callers, at full durability.
+Nothing here is a task: callbacks move a batch on, so no cancellation can stop it halfway.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Generic, Protocol, TypeVar
+
+from jobstore.engines.base import Abandoned, WriterStats
+from jobstore.errors import StoreClosed
+from jobstore.sql import MakeOperation
+
+MAX_WAITING_OPERATIONS = 4096
+MAX_WAITING_BYTES = 64 * 2**20
+MAX_BATCH_OPERATIONS = 512
+MAX_BATCH_BYTES = 8 * 2**20
+"""A batch is what other processes wait for: bounded here in operations and bytes, by the engine in time."""
+
+
+class Request:
+    """One caller's operation on its way through a batch.
+
+    The engine sets `value` or `error` while it drives the batch; they count once the batch is durable.
+    """
+
+    __slots__ = ("abandoned", "args", "error", "finishing", "future", "make_operation", "size", "value", "wakes")
+
+    def __init__(
+        self,
+        make_operation: MakeOperation[..., Any],
+        args: tuple[Any, ...],
+        *,
+        size: int = 0,
+        finishing: bool = False,
+        wakes: bool = False,
+        abandoned: Abandoned | None = None,
+        future: asyncio.Future[Any] | None = None,
+    ) -> None:
+        self.make_operation = make_operation
+        self.args = args
+        self.size = size
+        self.finishing = finishing
+        self.wakes = wakes
+        self.abandoned = abandoned
+        self.future = future
+        self.value: Any = None
+        self.error: BaseException | None = None
+
+    def abandon(self, value: Any) -> None:  # noqa: ANN401 - the operation's value
+        """Tell that the caller was cancelled, with the value if the operation was carried out all the same."""
+        if self.abandoned is not None:
+            self.abandoned(value)
+
+
+class Committed(Protocol):
+    """How a batch went, as far as the queue cares."""
+
+    @property
+    def driven(self) -> int:
+        """How many of its requests were driven, from the first on; each has its value or its error."""
+
+
+C = TypeVar("C", bound=Committed)
+
+
+class GroupCommit(Generic[C]):
+    """The queue in front of the one writer.
+
+    Args:
+        commit: Drives a batch and commits it; its future tells how many of the requests were driven, from the
+            first on. If it fails, its error is every caller's.
+        committed: Called after a batch is durable, before its callers are answered.
+    """
+
+    def __init__(
+        self,
+        commit: Callable[[list[Request]], asyncio.Future[C]],
+        committed: Callable[[C, list[Request]], None],
+    ) -> None:
+        self._commit = commit
+        self._committed = committed
+        self._finishing: deque[Request] = deque()
+        self._ordinary: deque[Request] = deque()
+        self._in_flight: list[Request] = []
+        self._scheduled = False
+        self._closed = False
+        self._idle: asyncio.Future[None] | None = None
+        self._gate = _Gate()
+        self._batches = self._operations = self._largest = 0
+
+    async def submit(self, request: Request) -> Any:  # noqa: ANN401 - the operation's value
+        """Queue a request and return its value once it is durable.
+
+        Cancelled while queued, the request is withdrawn; cancelled later, it is carried out and its value
+        goes to `request.abandoned`.
+        """
+        self._refuse_if_closed()
+        if not request.finishing:
+            await self._enter_gate(request)
+        future = request.future = asyncio.get_running_loop().create_future()
+        self._append(request)
+        try:
+            return await future
+        except asyncio.CancelledError:
+            self._give_up(request, future)
+            raise
+
+    def submit_nowait(self, request: Request) -> None:
+        """Queue a finishing request that nobody waits for."""
+        if not self._closed:
+            self._append(request)
+
+    async def close(self) -> None:
+        """Refuse new requests and wait for those that were accepted."""
+        self._closed = True
+        self._gate.open_for_all()
+        while self._in_flight or self._finishing or self._ordinary:
+            if self._idle is None:
+                self._idle = asyncio.get_running_loop().create_future()
+            await asyncio.shield(self._idle)
+
+    def stats(self) -> WriterStats:
+        """Return the figures of now."""
+        return WriterStats(
+            waiting_operations=len(self._finishing) + len(self._ordinary),
+            waiting_bytes=self._gate.bytes,
+            blocked_callers=self._gate.blocked,
+            batches=self._batches,
+            operations=self._operations,
+            largest_batch=self._largest,
+        )
+
+    def _refuse_if_closed(self) -> None:
+        if self._closed:
+            raise StoreClosed("the store is closed: open it again before using it")
+
+    async def _enter_gate(self, request: Request) -> None:
+        try:
+            await self._gate.enter(request.size)
+        except asyncio.CancelledError:
+            request.abandon(None)
+            raise
+        if self._closed:
+            self._gate.leave(request.size)
+            self._refuse_if_closed()
+
+    def _append(self, request: Request) -> None:
+        (self._finishing if request.finishing else self._ordinary).append(request)
+        self._schedule()
+
+    def _schedule(self) -> None:
+        # Not at once: callers that were answered together shall join one batch.
+        if not self._scheduled and not self._in_flight:
+            self._scheduled = True
+            asyncio.get_running_loop().call_soon(self._start_batch)
+
+    def _start_batch(self) -> None:
+        self._scheduled = False
+        batch = self._take()
+        if not batch:
+            self._tell_idle()
+            return
+        self._in_flight = batch
+        self._commit(batch).add_done_callback(self._finish_batch)
+
+    def _take(self) -> list[Request]:
+        batch: list[Request] = []
+        size = 0
+        for queue in (self._finishing, self._ordinary):
+            while queue and len(batch) < MAX_BATCH_OPERATIONS:
+                if batch and size + queue[0].size > MAX_BATCH_BYTES:
+                    return batch
+                request = queue.popleft()
+                if not request.finishing:
+                    self._gate.leave(request.size)
+                size += request.size
+                batch.append(request)
+        return batch
+
+    def _finish_batch(self, outcome: asyncio.Future[C]) -> None:
+        batch, self._in_flight = self._in_flight, []
+        error = outcome.exception()
+        if error is None:
+            driven = outcome.result().driven
+            self._put_back(batch[driven:])
+            batch = batch[:driven]
+            self._batches += 1
+            self._operations += driven
+            self._largest = max(self._largest, driven)
+            self._committed(outcome.result(), batch)
+        for request in batch:
+            _answer(request, error or request.error)
+        self._schedule()
+
+    def _put_back(self, requests: list[Request]) -> None:
+        """Return what the batch had no time for to the front, in order."""
+        for request in reversed(requests):
+            if request.finishing:
+                self._finishing.appendleft(request)
+            else:
+                self._gate.reenter(request.size)
+                self._ordinary.appendleft(request)
+
+    def _tell_idle(self) -> None:
+        if self._idle is not None and not self._idle.done():
+            self._idle.set_result(None)
+        self._idle = None
+
+    def _give_up(self, request: Request, future: asyncio.Future[Any]) -> None:
+        """Deal with a request whose caller was cancelled, wherever the request is by now."""
+        if not future.cancelled():  # answered, but the caller never saw it
+            request.abandon(None if future.exception() else future.result())
+            return
+        queue = self._finishing if request.finishing else self._ordinary
+        if request in queue:
+            queue.remove(request)
+            if not request.finishing:
+                self._gate.leave(request.size)
+            request.abandon(None)
+
+
+def _answer(request: Request, error: BaseException | None) -> None:
+    future = request.future
+    if future is None or future.done():
+        request.abandon(None if error else request.value)
+    elif error is None:
+        future.set_result(request.value)
+    else:
+        future.set_exception(error)
+
+
+class _Gate:
+    """Back-pressure: admits callers in order while there is room for their operations and bytes."""
+
+    def __init__(self) -> None:
+        self.operations = 0
+        self.bytes = 0
+        self._blocked: deque[tuple[asyncio.Future[None], int]] = deque()
+
+    @property
+    def blocked(self) -> int:
+        return len(self._blocked)
+
+    async def enter(self, size: int) -> None:
+        if not self._blocked and self._fits(size):
+            self.reenter(size)
+            return
+        turn = asyncio.get_running_loop().create_future()
+        self._blocked.append((turn, size))
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if not turn.cancelled():  # admitted, but the caller never saw it
+                self.leave(size)
+            else:
+                self._blocked.remove((turn, size))
+                self._admit()
+            raise
+
+    def reenter(self, size: int) -> None:
+        self.operations += 1
+        self.bytes += size
+
+    def leave(self, size: int) -> None:
+        self.operations -= 1
+        self.bytes -= size
+        self._admit()
+
+    def open_for_all(self) -> None:
+        """Let everyone in: the writer is closing, and they will be refused."""
+        while self._blocked:
+            self._admit_first()
+
+    def _fits(self, size: int) -> bool:
+        if self.operations == 0:
+            return True  # or one operation larger than the limit would wait forever
+        return self.operations < MAX_WAITING_OPERATIONS and self.bytes + size <= MAX_WAITING_BYTES
+
+    def _admit(self) -> None:
+        while self._blocked and self._fits(self._blocked[0][1]):
+            self._admit_first()
+
+    def _admit_first(self) -> None:
+        turn, size = self._blocked.popleft()
+        if not turn.done():
+            self.reenter(size)
+            turn.set_result(None)

@@ -1,0 +1,278 @@
+"""The SQLite engine: one writing connection with group commit, and a pool of readers."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sqlite3
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+from urllib.parse import quote
+
+from filelock import FileLock, Timeout
+
+from jobstore.clock import Clock
+from jobstore.engines import sqlite_driver as driver
+from jobstore.engines.base import Abandoned, StoreStats, WakeStats
+from jobstore.engines.group_commit import GroupCommit, Request
+from jobstore.engines.signal import Signal
+from jobstore.engines.sqlite_pool import ReaderPool
+from jobstore.engines.sqlite_thread import ThreadConnection
+from jobstore.errors import DatabaseError, DatabaseNotFound, ReadOnlyDatabase
+from jobstore.sql import MakeOperation
+
+T = TypeVar("T")
+Durability = Literal["full", "normal"]
+
+MINIMUM_SQLITE = (3, 37, 2)
+"""Before it, rolling back to a savepoint could damage the database, and there were no STRICT tables."""
+WAL_LIMIT = 16 * 2**20
+"""Bytes of the write-ahead log from which on a checkpoint is tried."""
+BUSY_DEADLINE = 30.0
+POOL_TIMEOUT = 30.0
+READ_BUSY_MILLISECONDS = 5_000
+"""Readers wait only while a log is recovered or the last other connection closes."""
+POLL_FASTEST, POLL_SLOWEST = 0.005, 0.1
+"""Seconds between looks for other processes' commits while someone waits for them."""
+
+
+class SQLiteEngine:
+    """Drives operations on one SQLite file.
+
+    Args:
+        path: The file, which must exist.
+        clock: The present time in milliseconds.
+        pool_size: How many reading connections there may be.
+        durability: "full": what was acknowledged survives a power cut; "normal": it survives any end of a process.
+    """
+
+    dialect = driver.DIALECT
+
+    def __init__(self, path: Path, clock: Clock, pool_size: int, durability: Durability) -> None:
+        self.clock = clock
+        self.changes = Signal()
+        self.work = Signal()
+        self._path = path
+        self._writer = ThreadConnection(partial(connect_writer, path, durability))
+        self._readers = ReaderPool(partial(_connect_reader, path), pool_size, POOL_TIMEOUT)
+        self._transactions = driver.Transactions(clock, BUSY_DEADLINE)
+        self._checkpoint = _Checkpoint(path)
+        self._queue = GroupCommit(self._commit, self._committed)
+        self._foreign = self._waiting = 0
+        self._poller: asyncio.Task[None] | None = None
+
+    async def open(self, check: MakeOperation[[], None]) -> None:
+        """Connect, let `check` read the database and refuse it, then make it ready.
+
+        Raises:
+            DatabaseNotFound: There is no such file, or it is a folder.
+            DatabaseCorrupt: It is not an SQLite database.
+            ReadOnlyDatabase: It cannot be written.
+        """
+        await self._writer.connect()
+        try:
+            await asyncio.shield(self._writer.submit(_check_and_prepare, check(self.clock())))
+        except BaseException:
+            await self._writer.disconnect()
+            raise
+
+    async def close(self) -> None:
+        """Finish what was accepted, then release everything. Closing twice is fine."""
+        await self._queue.close()
+        if self._poller is not None:
+            self._poller.cancel()
+        await self._readers.close()
+        await self._writer.disconnect()
+
+    async def write(
+        self,
+        make_operation: MakeOperation[..., T],
+        *args: Any,  # noqa: ANN401 - the operation's own
+        size: int = 0,
+        finishing: bool = False,
+        wakes: bool = False,
+        abandoned: Abandoned | None = None,
+    ) -> T:
+        """Run an operation that may write, as `Engine.write` tells."""
+        request = Request(make_operation, args, size=size, finishing=finishing, wakes=wakes, abandoned=abandoned)
+        value: T = await self._queue.submit(request)
+        return value
+
+    def write_soon(self, make_operation: MakeOperation[..., Any], *args: Any, wakes: bool = False) -> None:  # noqa: ANN401
+        """Queue a finishing operation that nobody waits for; `close` waits for it."""
+        self._queue.submit_nowait(Request(make_operation, args, finishing=True, wakes=wakes))
+
+    async def write_aside(self, make_operation: MakeOperation[..., T], *args: Any) -> T:  # noqa: ANN401
+        """Run an operation past the queue, from any thread's event loop, between two batches."""
+        request = Request(make_operation, args)
+        await asyncio.shield(self._writer.submit(self._transactions.commit, [request]))
+        if request.error is not None:
+            raise request.error
+        value: T = request.value
+        return value
+
+    async def read(self, make_operation: MakeOperation[..., T], *args: Any) -> T:  # noqa: ANN401
+        """Run an operation that only reads, on one snapshot.
+
+        Raises:
+            PoolTimeout: No reading connection became free in time.
+        """
+        return await self._readers.run(partial(driver.read, operation=make_operation(self.clock(), *args)))
+
+    async def wait(self, signal: Signal, since: int, timeout: float | None) -> int:
+        """Wait until a signal's count differs from `since` or `timeout` seconds pass; return its count."""
+        self._waiting += 1
+        if self._poller is None or self._poller.done():
+            self._poller = asyncio.get_running_loop().create_task(self._poll())
+        try:
+            async with asyncio.timeout(timeout):
+                return await signal.wait(since)
+        except TimeoutError:
+            return signal.count
+        finally:
+            self._waiting -= 1
+
+    def stats(self) -> StoreStats:
+        """Return the figures of now."""
+        return StoreStats(
+            writer=self._queue.stats(),
+            pool=self._readers.stats(),
+            wake=WakeStats(waiting=self._waiting, own=self.work.count - self._foreign, foreign=self._foreign),
+        )
+
+    def _commit(self, batch: list[Request]) -> asyncio.Future[driver.Committed]:
+        return self._writer.submit(self._commit_on_thread, batch)
+
+    def _commit_on_thread(self, connection: sqlite3.Connection, batch: list[Request]) -> driver.Committed:
+        committed = self._transactions.commit(connection, batch)
+        self._checkpoint.after_batch(connection)
+        return committed
+
+    def _committed(self, committed: driver.Committed, batch: list[Request]) -> None:
+        if committed.foreign:
+            self._notice_foreign()
+        elif committed.changed:
+            self.changes.notify()
+            if any(request.wakes for request in batch):
+                self.work.notify()
+
+    def _notice_foreign(self) -> None:
+        self._foreign += 1
+        self.changes.notify()
+        self.work.notify()
+
+    async def _poll(self) -> None:
+        """Look for other processes' commits while anyone waits for them, less often while there are none."""
+        interval = POLL_FASTEST
+        while self._waiting:
+            await asyncio.sleep(interval)
+            if await self._writer.submit(self._transactions.saw_foreign_commit):
+                self._notice_foreign()
+                interval = POLL_FASTEST
+            else:
+                interval = min(interval * 1.2, POLL_SLOWEST)
+
+
+class _Checkpoint:
+    """Moves the write-ahead log into the database, one process at a time.
+
+    SQLite before 3.51.3 (and beside the fixed 3.44.6 and 3.50.7) can damage a database when two checkpoints run
+    at once while a commit resets the log (https://sqlite.org/wal.html, "The WAL Reset Bug"); so SQLite's own are
+    switched off, and this one runs under a lock.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._log = f"{path}-wal"
+        self._lock = FileLock(f"{path}.checkpoint.lock", blocking=False, mode=0o600)
+        self._next = WAL_LIMIT
+
+    def after_batch(self, connection: sqlite3.Connection) -> None:
+        """Checkpoint if the log has outgrown its limit and nobody else is at it."""
+        size = _size(self._log)
+        if size < WAL_LIMIT:
+            self._next = WAL_LIMIT
+        elif size >= self._next:
+            # A reader may hold the log's beginning: then try again only when it has grown as much again.
+            self._next = size + WAL_LIMIT
+            try:
+                with self._lock:
+                    connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+            except (Timeout, sqlite3.Error, OSError):
+                return  # another process is at it, or the disk is: what was committed is safe in the log
+
+
+def connect_writer(path: Path, durability: Durability) -> sqlite3.Connection:
+    """Open the writing connection: no waiting inside SQLite, explicit transactions, no checkpoint of its own.
+
+    Raises:
+        DatabaseNotFound: There is no such file, or it is a folder.
+        DatabaseError: It cannot be opened.
+    """
+    if sqlite3.sqlite_version_info < MINIMUM_SQLITE:
+        needed = ".".join(map(str, MINIMUM_SQLITE))
+        raise DatabaseError(f"SQLite {sqlite3.sqlite_version} is too old: {needed} or newer is needed")
+    if path.is_dir():
+        raise DatabaseNotFound(str(path), "it is a folder; name a file in it")
+    if not path.exists():
+        raise DatabaseNotFound(str(path), f"create it with `python -m jobstore.migrate --db {path}`")
+    connection = _connect(path, "rw")
+    try:
+        connection.execute(f"PRAGMA busy_timeout={READ_BUSY_MILLISECONDS}")  # a log may have to be recovered first
+        connection.execute("PRAGMA foreign_keys=ON")
+        connection.execute(f"PRAGMA synchronous={durability.upper()}")
+        connection.execute("PRAGMA wal_autocheckpoint=0")
+        connection.execute(f"PRAGMA journal_size_limit={WAL_LIMIT // 2}")
+        connection.execute("PRAGMA secure_delete=FAST")
+    except sqlite3.Error as error:
+        connection.close()
+        raise driver.translate(error) from error
+    return connection
+
+
+def _connect_reader(path: Path) -> sqlite3.Connection:
+    try:
+        connection = _connect(path, "ro")
+        connection.execute(f"PRAGMA busy_timeout={READ_BUSY_MILLISECONDS}")
+        connection.execute("PRAGMA query_only=ON")
+    except sqlite3.Error as error:
+        raise driver.translate(error) from error
+    return connection
+
+
+def _connect(path: Path, mode: Literal["rw", "ro"]) -> sqlite3.Connection:
+    # Transactions are begun explicitly, so isolation_level is None from the start; a forgotten connection
+    # is closed by another thread than its own, so the check for that is off.
+    uri = f"file:{quote(str(path))}?mode={mode}"
+    try:
+        return sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False, cached_statements=512)
+    except sqlite3.Error as error:
+        raise driver.translate(error) from error
+
+
+def _check_and_prepare(connection: sqlite3.Connection, check: Any) -> None:  # noqa: ANN401 - an operation
+    driver.read(connection, check)
+    try:
+        connection.execute("PRAGMA journal_mode=WAL").fetchone()
+        connection.execute("PRAGMA busy_timeout=0")  # our own, fairer retry takes over
+        _probe_writing(connection)
+    except sqlite3.Error as error:
+        raise driver.translate(error) from error
+
+
+def _probe_writing(connection: sqlite3.Connection) -> None:
+    """Find out now, not at the first job, whether the file can be written."""
+    try:
+        connection.execute("BEGIN IMMEDIATE")
+        connection.execute("ROLLBACK")
+    except sqlite3.Error as error:
+        meaning = driver.translate(error)
+        if isinstance(meaning, ReadOnlyDatabase):
+            raise meaning from error
+
+
+def _size(path: str) -> int:
+    try:
+        return os.stat(path).st_size  # noqa: PTH116 - by path: opening the log would drop the process's locks
+    except OSError:
+        return 0

@@ -1,0 +1,122 @@
+"""A bounded pool of read-only connections, opened as they are needed."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import TypeVar
+
+from jobstore.engines.base import PoolStats
+from jobstore.engines.sqlite_thread import ThreadConnection
+from jobstore.errors import PoolTimeout
+
+T = TypeVar("T")
+
+
+class ReaderPool:
+    """Reading connections, at most `size` of them.
+
+    Args:
+        connector: Opens one, on its own thread.
+        size: How many there may be.
+        timeout: How long to wait for one, in seconds.
+    """
+
+    def __init__(self, connector: Callable[[], sqlite3.Connection], size: int, timeout: float) -> None:
+        self._connector = connector
+        self._size = size
+        self._timeout = timeout
+        self._free: list[ThreadConnection] = []
+        self._all: set[ThreadConnection] = set()
+        self._places = size  # connections that may still be opened
+        self._waiters: deque[asyncio.Future[ThreadConnection | None]] = deque()
+        self._timeouts = self._reads = 0
+
+    async def run(self, function: Callable[[sqlite3.Connection], T]) -> T:
+        """Run a function with a connection of the pool, on that connection's thread.
+
+        Raises:
+            PoolTimeout: None became free in time.
+        """
+        connection = await self._acquire()
+        self._reads += 1
+        future = connection.submit(function)
+        # Also when the caller is cancelled: the thread is busy until the function has ended.
+        future.add_done_callback(lambda _: self._release(connection))
+        return await asyncio.shield(future)
+
+    async def close(self) -> None:
+        """Close the connections after what runs on them."""
+        for connection in list(self._all):
+            await connection.disconnect()
+        self._all.clear()
+        self._free.clear()
+
+    def stats(self) -> PoolStats:
+        """Return the figures of now."""
+        return PoolStats(
+            size=self._size,
+            open=len(self._all),
+            in_use=len(self._all) - len(self._free),
+            waiting=len(self._waiters),
+            timeouts=self._timeouts,
+            reads=self._reads,
+        )
+
+    async def _acquire(self) -> ThreadConnection:
+        if self._free:
+            return self._free.pop()
+        if self._places:
+            self._places -= 1
+            return await self._open()
+        return await self._wait() or await self._open()
+
+    async def _open(self) -> ThreadConnection:
+        connection = ThreadConnection(self._connector)
+        try:
+            await connection.connect()
+        except BaseException:
+            self._hand_on(None)
+            raise
+        self._all.add(connection)
+        return connection
+
+    async def _wait(self) -> ThreadConnection | None:
+        """Wait for a connection, or for the place of one that could not be opened (None)."""
+        waiter: asyncio.Future[ThreadConnection | None] = asyncio.get_running_loop().create_future()
+        self._waiters.append(waiter)
+        started = time.monotonic()
+        try:
+            async with asyncio.timeout(self._timeout):
+                return await waiter
+        except TimeoutError:
+            self._timeouts += 1
+            self._take_back(waiter)
+            raise PoolTimeout(self._size, time.monotonic() - started) from None
+        except BaseException:
+            self._take_back(waiter)
+            raise
+
+    def _take_back(self, waiter: asyncio.Future[ThreadConnection | None]) -> None:
+        if waiter in self._waiters:
+            self._waiters.remove(waiter)
+        elif waiter.done() and not waiter.cancelled():  # handed over, but the caller never saw it
+            self._hand_on(waiter.result())
+
+    def _release(self, connection: ThreadConnection) -> None:
+        self._hand_on(connection)
+
+    def _hand_on(self, connection: ThreadConnection | None) -> None:
+        """Give a connection, or the place of one, to whoever waits longest."""
+        while self._waiters:
+            waiter = self._waiters.popleft()
+            if not waiter.done():
+                waiter.set_result(connection)
+                return
+        if connection is None:
+            self._places += 1
+        else:
+            self._free.append(connection)

@@ -1,0 +1,257 @@
+"""Every error a user of jobstore can meet.
+
+The hierarchy::
+
+    JobStoreError
+    ├── StoreClosed            used after close, in a forked child or in another event loop
+    ├── DatabaseError
+    │   ├── DatabaseNotFound       no such file or folder
+    │   ├── MigrationRequired      steps are pending: run the command it names
+    │   ├── SchemaMismatch         made by a newer version, or changed by someone else
+    │   ├── DatabaseBusy           another process held the write lock past the deadline
+    │   ├── DatabaseCorrupt        not a database, or a damaged one
+    │   ├── DiskFailed             reading or writing failed; nothing of the batch was acknowledged
+    │   │   └── DiskFull               … because there is no room
+    │   ├── ReadOnlyDatabase       no permission to write
+    │   ├── PoolTimeout            no reading connection became free in time
+    │   ├── ConnectionLost         the outcome of a write is unknown
+    │   └── StatementFailed        the database refused a statement
+    │       └── ConstraintFailed       … because of a constraint of the schema
+    ├── InvalidArgument        refused before anything was written; names the argument
+    │   └── InvalidJob             … of a job; names the field
+    ├── NotFound
+    │   ├── JobNotFound
+    │   └── SessionNotFound
+    ├── InvalidTransition      the job's status does not allow this step
+    ├── LeaseLost              the attempt has ended; nothing was changed
+    └── OutputError            a file of a large text is missing, damaged or out of bounds
+        └── OutputRestarted        a newer attempt replaced the output being followed
+
+Messages say what is wrong and what to do. None carries the text of a prompt or a response.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+ConstraintKind = Literal["unique", "foreign_key", "check", "not_null", "other"]
+
+
+class JobStoreError(Exception):
+    """The base of all errors of this package."""
+
+
+class StoreClosed(JobStoreError):
+    """The store is closed, or belongs to another process or event loop."""
+
+
+class DatabaseError(JobStoreError):
+    """The database could not do what was asked."""
+
+
+class DatabaseNotFound(DatabaseError):
+    """There is no database at this place.
+
+    Attributes:
+        path: Where it was looked for.
+    """
+
+    def __init__(self, path: str, advice: str) -> None:
+        self.path = path
+        super().__init__(f"no database at {path}: {advice}")
+
+
+class MigrationRequired(DatabaseError):
+    """Steps of the schema are pending.
+
+    Attributes:
+        pending: The names of the pending steps, in order.
+        command: The command to run by hand.
+    """
+
+    def __init__(self, pending: tuple[str, ...], command: str) -> None:
+        self.pending = pending
+        self.command = command
+        super().__init__(f"{len(pending)} migration(s) pending ({', '.join(pending)}): run `{command}`")
+
+
+class SchemaMismatch(DatabaseError):
+    """The database has a schema that this version of jobstore does not know.
+
+    Attributes:
+        steps: The names of the steps that differ.
+    """
+
+    def __init__(self, message: str, steps: tuple[str, ...] = ()) -> None:
+        self.steps = steps
+        super().__init__(message)
+
+
+class DatabaseBusy(DatabaseError):
+    """Another process held the write lock longer than the deadline; nothing was written.
+
+    Attributes:
+        waited: How long it was tried, in seconds.
+    """
+
+    def __init__(self, waited: float) -> None:
+        self.waited = waited
+        super().__init__(
+            f"the database was locked by another process for {waited:.1f} s; nothing was written: "
+            "try again, and look for a program that keeps a transaction open"
+        )
+
+
+class DatabaseCorrupt(DatabaseError):
+    """The file is not a database, or it is damaged."""
+
+
+class DiskFailed(DatabaseError):
+    """The disk could not be read or written; nothing of this call was acknowledged."""
+
+
+class DiskFull(DiskFailed):
+    """There is no room left on the disk; nothing of this call was written."""
+
+
+class ReadOnlyDatabase(DatabaseError):
+    """The database, or the folder it lies in, cannot be written to."""
+
+
+class PoolTimeout(DatabaseError):
+    """No reading connection became free in time.
+
+    Attributes:
+        pool_size: How many connections there are.
+        waited: How long it was waited for one, in seconds.
+    """
+
+    def __init__(self, pool_size: int, waited: float) -> None:
+        self.pool_size = pool_size
+        self.waited = waited
+        super().__init__(
+            f"none of {pool_size} reading connections became free within {waited:.1f} s: "
+            "read less at a time, or open the store with a larger pool_size"
+        )
+
+
+class ConnectionLost(DatabaseError):
+    """The connection ended before the outcome of a write was known: it may or may not have happened."""
+
+
+class StatementFailed(DatabaseError):
+    """The database refused a statement, and nothing of its operation was written."""
+
+
+class ConstraintFailed(StatementFailed):
+    """A constraint of the schema refused a row.
+
+    Attributes:
+        kind: Which kind of constraint it was.
+    """
+
+    def __init__(self, message: str, kind: ConstraintKind) -> None:
+        self.kind: ConstraintKind = kind
+        super().__init__(message)
+
+
+class InvalidArgument(JobStoreError):
+    """An argument cannot be accepted; nothing was written.
+
+    Attributes:
+        field: The argument's name.
+        reason: What is wrong with it.
+    """
+
+    def __init__(self, field: str, reason: str) -> None:
+        self.field = field
+        self.reason = reason
+        super().__init__(f"{field}: {reason}")
+
+
+class InvalidJob(InvalidArgument):
+    """A field of a job cannot be accepted; nothing was written."""
+
+
+class NotFound(JobStoreError):
+    """What was asked for does not exist."""
+
+
+class JobNotFound(NotFound):
+    """There is no such job.
+
+    Attributes:
+        job_id: The id that was asked for.
+    """
+
+    def __init__(self, job_id: str) -> None:
+        self.job_id = job_id
+        super().__init__(f"no job {job_id!r}: it was never enqueued here, or it was pruned")
+
+
+class SessionNotFound(NotFound):
+    """There is no such session.
+
+    Attributes:
+        session_id: The id that was asked for.
+    """
+
+    def __init__(self, session_id: str) -> None:
+        self.session_id = session_id
+        super().__init__(f"no session {session_id!r}: create it with store.sessions.create()")
+
+
+class InvalidTransition(JobStoreError):
+    """The job's status does not allow this step; nothing was changed.
+
+    Attributes:
+        job_id: The job.
+        from_status: Its status now.
+        to_status: The status it was to take.
+    """
+
+    def __init__(self, job_id: str, from_status: str, to_status: str) -> None:
+        self.job_id = job_id
+        self.from_status = from_status
+        self.to_status = to_status
+        super().__init__(f"job {job_id} is {from_status}: it cannot become {to_status}")
+
+
+class LeaseLost(JobStoreError):
+    """The attempt has ended; nothing was changed. Stop working on it: someone else may have the job.
+
+    Attributes:
+        job_id: The job.
+        attempt: The attempt that has ended.
+    """
+
+    def __init__(self, job_id: str, attempt: int) -> None:
+        self.job_id = job_id
+        self.attempt = attempt
+        super().__init__(f"attempt {attempt} of job {job_id} has ended: its lease expired or its outcome is recorded")
+
+
+class OutputError(JobStoreError):
+    """The file of a large text is missing, damaged, or not where files of this store may lie.
+
+    Attributes:
+        path: The path, relative to the outputs folder, if it is about one file.
+    """
+
+    def __init__(self, message: str, path: str | None = None) -> None:
+        self.path = path
+        super().__init__(message)
+
+
+class OutputRestarted(OutputError):
+    """A newer attempt began while an older one's output was followed: start again from its beginning.
+
+    Attributes:
+        job_id: The job.
+        attempt: The attempt that was followed.
+    """
+
+    def __init__(self, job_id: str, attempt: int) -> None:
+        self.job_id = job_id
+        self.attempt = attempt
+        super().__init__(f"job {job_id} was started again after attempt {attempt}: follow it from the beginning")

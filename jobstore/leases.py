@@ -1,0 +1,143 @@
+"""Keeps leases alive from a thread of its own, so that a blocked event loop does not lose its jobs.
+
+One statement renews all claims, through the store's own writing connection, between two batches: a second
+connection would wait behind the first one's batches (up to 640 ms, measured; at most 0.5 ms this way).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from jobstore.clock import seconds
+from jobstore.engines.base import Engine
+from jobstore.errors import JobStoreError
+from jobstore.models import Claim, Heartbeat
+from jobstore.operations import attempts
+
+logger = logging.getLogger(__name__)
+
+BEATS_PER_LEASE = 3
+"""So that two beats in a row may fail before a lease ends."""
+
+
+@dataclass(slots=True)
+class _Kept:
+    lease: float
+    loop: asyncio.AbstractEventLoop
+    lost: Callable[[], None]
+    cancel_requested: Callable[[], None]
+    told: bool = False
+
+
+class LeaseKeeper:
+    """Renews the leases of the claims that it is given, until they are forgotten.
+
+    Args:
+        engine: Carries out the heartbeats.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._kept: dict[tuple[str, int], _Kept] = {}
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._changed: asyncio.Event | None = None
+        self._closed = False
+
+    def keep(
+        self, claim: Claim, lease: float, lost: Callable[[], None], cancel_requested: Callable[[], None]
+    ) -> None:
+        """Renew a claim's lease from now on, for `lease` seconds at a time.
+
+        Args:
+            claim: Whose lease.
+            lease: Seconds.
+            lost: Called in the running event loop if the attempt has ended.
+            cancel_requested: Called in the running event loop, once, if someone wants the job canceled.
+        """
+        kept = _Kept(lease, asyncio.get_running_loop(), lost, cancel_requested)
+        with self._lock:
+            self._kept[claim.job_id, claim.attempt] = kept
+            if self._thread is None and not self._closed:
+                self._thread = threading.Thread(target=self._run, name="jobstore-leases", daemon=True)
+                self._thread.start()
+        self._poke()
+
+    def forget(self, claim: Claim) -> None:
+        """Renew a claim's lease no more."""
+        with self._lock:
+            self._kept.pop((claim.job_id, claim.attempt), None)
+
+    async def close(self) -> None:
+        """End the thread. Doing it twice is fine."""
+        with self._lock:
+            self._closed = True
+            self._kept.clear()
+            thread = self._thread
+        self._poke()
+        while thread is not None and thread.is_alive():
+            await asyncio.sleep(0.001)  # a beat at most; a join would block the loop that the thread may answer to
+
+    def _poke(self) -> None:
+        loop, changed = self._loop, self._changed
+        if loop is not None and changed is not None:
+            with contextlib.suppress(RuntimeError):  # the thread has just ended
+                loop.call_soon_threadsafe(changed.set)
+
+    def _run(self) -> None:
+        asyncio.run(self._beat_until_closed())
+
+    async def _beat_until_closed(self) -> None:
+        self._changed = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+        next_beat = self._loop.time() + self._interval()
+        while not self._closed:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout_at(next_beat):
+                    await self._changed.wait()
+            self._changed.clear()
+            now = self._loop.time()
+            if now >= next_beat:
+                await self._beat()
+                next_beat = now + self._interval()
+            else:  # a shorter lease may have come
+                next_beat = min(next_beat, now + self._interval())
+
+    def _interval(self) -> float:
+        with self._lock:
+            shortest = min((kept.lease for kept in self._kept.values()), default=BEATS_PER_LEASE)
+        return shortest / BEATS_PER_LEASE
+
+    async def _beat(self) -> None:
+        with self._lock:
+            by_lease: dict[float, list[tuple[str, int]]] = {}
+            for key, kept in self._kept.items():
+                by_lease.setdefault(kept.lease, []).append(key)
+        for lease, keys in by_lease.items():
+            try:
+                beats = await self._engine.write_aside(attempts.heartbeat, keys, seconds(lease))
+            except JobStoreError as error:
+                logger.warning("heartbeat of %d claims failed, trying again: %s", len(keys), error)
+                continue
+            for beat in beats:
+                self._tell(beat)
+
+    def _tell(self, beat: Heartbeat) -> None:
+        if beat.extended and not beat.cancel_requested:
+            return
+        with self._lock:
+            kept = self._kept.get((beat.job_id, beat.attempt))
+            if kept is None or (kept.told and beat.extended):
+                return
+            kept.told = True
+            if not beat.extended:
+                del self._kept[beat.job_id, beat.attempt]
+        call = kept.cancel_requested if beat.extended else kept.lost
+        with contextlib.suppress(RuntimeError):  # its event loop has ended
+            kept.loop.call_soon_threadsafe(call)

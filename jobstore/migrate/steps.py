@@ -1,0 +1,99 @@
+"""The steps that this version of jobstore knows, and how they compare with those a database records."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import sqlite3
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from jobstore import migrations
+from jobstore.errors import SchemaMismatch
+from jobstore.models import AppliedMigration
+
+SQLITE_STEPS = Path(migrations.__file__).parent / "sqlite"
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One change of the schema."""
+
+    name: str
+    """The file's name without its ending; steps are applied in the order of their names."""
+    path: Path
+    checksum: str
+    """SHA-256 of the file, in hexadecimal, with line ends as on Unix."""
+
+    def apply(self, connection: sqlite3.Connection) -> None:
+        """Make the change, in the transaction that is open."""
+        if self.path.suffix == ".py":
+            self._run_python(connection)
+            return
+        for statement in split_statements(self.path.read_text(encoding="utf-8")):
+            connection.execute(statement)
+
+    def _run_python(self, connection: sqlite3.Connection) -> None:
+        spec = importlib.util.spec_from_file_location(f"jobstore_step_{self.name}", self.path)
+        if spec is None or spec.loader is None:
+            raise SchemaMismatch(f"step {self.name} cannot be loaded from {self.path}", (self.name,))
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        module.upgrade(connection)
+
+
+def load_steps(folder: Path = SQLITE_STEPS) -> list[Step]:
+    """Return the steps of a folder in the order in which they are applied."""
+    files = sorted(path for path in folder.iterdir() if path.suffix in {".sql", ".py"} and path.stem[:4].isdigit())
+    return [
+        Step(path.stem, path, hashlib.sha256(path.read_bytes().replace(b"\r\n", b"\n")).hexdigest()) for path in files
+    ]
+
+
+def check_applied(steps: Sequence[Step], applied: Sequence[AppliedMigration]) -> None:
+    """Compare what a database records with what is known here.
+
+    Raises:
+        SchemaMismatch: A step was changed after it was applied, or a newer version applied one unknown here.
+    """
+    known = {step.name: step.checksum for step in steps}
+    unknown = tuple(record.name for record in applied if record.name not in known)
+    if unknown:
+        raise SchemaMismatch(
+            f"the database was migrated by a newer jobstore ({', '.join(unknown)}): install that version", unknown
+        )
+    changed = tuple(record.name for record in applied if known[record.name] != record.checksum)
+    if changed:
+        raise SchemaMismatch(
+            f"the applied step {', '.join(changed)} was changed afterwards: restore its file and write a new step",
+            changed,
+        )
+
+
+def pending_steps(steps: Sequence[Step], applied: Sequence[AppliedMigration]) -> list[Step]:
+    """Return the steps that were not applied, in order."""
+    done = {record.name for record in applied}
+    return [step for step in steps if step.name not in done]
+
+
+def split_statements(script: str) -> Iterator[str]:
+    """Yield the statements of an SQL script, triggers whole.
+
+    `executescript` would commit first, and splitting at semicolons would cut triggers apart.
+    """
+    statement = ""
+    for part in script.split(";"):
+        statement += part + ";"
+        if sqlite3.complete_statement(statement):
+            if sqlite3.complete_statement(_without_comments(statement)) and _without_comments(statement) != ";":
+                yield statement.strip()
+            statement = ""
+    rest = _without_comments(statement.removesuffix(";"))
+    if rest:
+        raise SchemaMismatch(f"the script ends within a statement: {rest[:60]!r}")
+
+
+def _without_comments(sql: str) -> str:
+    lines = (line for line in sql.splitlines() if not line.lstrip().startswith("--"))
+    return "\n".join(lines).strip()

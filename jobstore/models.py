@@ -1,0 +1,392 @@
+"""The frozen models of the public interface: what goes into the store and what comes out of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Annotated, Any, ClassVar, Generic, NamedTuple, NoReturn, Self, TypeVar
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, JsonValue, ValidationError
+
+from jobstore.clock import from_milliseconds
+from jobstore.errors import InvalidArgument, InvalidJob
+from jobstore.lifecycle import AttemptOutcome, JobStatus
+
+T = TypeVar("T")
+
+MIN_PRIORITY, MAX_PRIORITY = -(2**31), 2**31 - 1
+
+_STATUS = {status.value: status for status in JobStatus}
+_OUTCOME = {outcome.value: outcome for outcome in AttemptOutcome}
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+def encode_text(field: str, text: str) -> bytes:
+    """Return a text as UTF-8.
+
+    Raises:
+        InvalidJob: It is no text, or holds a lone surrogate, which no file or database can keep.
+    """
+    if not isinstance(text, str):
+        raise InvalidJob(field, f"must be a str, not {type(text).__name__}")
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidJob(field, f"holds a lone surrogate at index {error.start}, which cannot be stored") from None
+
+
+def encode_json(field: str, value: object) -> str:
+    """Return a value as JSON text.
+
+    Raises:
+        InvalidArgument: JSON cannot express it.
+    """
+    try:
+        return json.dumps(value, allow_nan=False, separators=(",", ":"))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InvalidArgument(field, f"must be JSON: {type(error).__name__}") from None
+
+
+class Usage(_Model):
+    """Tokens and cost of a model's answer. A field that is None is unknown and changes nothing."""
+
+    input_tokens: Annotated[int, Field(ge=0)] | None = None
+    """All tokens of the request, those read from or written to a cache included."""
+    output_tokens: Annotated[int, Field(ge=0)] | None = None
+    """All tokens of the answer, reasoning included."""
+    cache_read_tokens: Annotated[int, Field(ge=0)] | None = None
+    cache_write_tokens: Annotated[int, Field(ge=0)] | None = None
+    reasoning_tokens: Annotated[int, Field(ge=0)] | None = None
+    cost: Annotated[float, Field(ge=0)] | None = None
+    """In US dollars."""
+
+
+class Text(NamedTuple):
+    """A text as it is stored: in the row, or as a complete, durable file that the row names."""
+
+    inline: str | None
+    file_path: str | None = None
+    """Relative to the outputs folder."""
+    size: int | None = None
+    """Bytes of its UTF-8; known for files."""
+    sha256: str | None = None
+    written_at: int | None = None
+    """When the file was begun, in milliseconds: an old one must not be committed any more."""
+
+
+class NewJob(_Model):
+    """A job to be enqueued; construction validates every field.
+
+    Raises:
+        InvalidJob: A field cannot be accepted; it names the field.
+
+    Example:
+        >>> NewJob(prompt="Say hello", task_type="greeting", api_type="claude").priority
+        0
+    """
+
+    prompt: str = Field(repr=False)
+    task_type: Annotated[str, Field(min_length=1)]
+    api_type: Annotated[str, Field(min_length=1)]
+    model_used: str | None = None
+    session_id: str | None = None
+    metadata: dict[str, JsonValue] = Field(default_factory=dict, repr=False)
+    priority: Annotated[int, Field(ge=MIN_PRIORITY, le=MAX_PRIORITY)] = 0
+    """Higher is claimed first."""
+    run_at: AwareDatetime | None = None
+    """Not before; None is at once."""
+    max_attempts: Annotated[int, Field(ge=1, le=MAX_PRIORITY)] = 3
+    timeout: Annotated[float, Field(gt=0)] | None = None
+    """Seconds that one attempt may take; None is without limit."""
+    idempotency_key: Annotated[str, Field(min_length=1)] | None = None
+    """A second job with a key already used is not made: the first is returned."""
+
+    _NAMES: ClassVar = ("task_type", "api_type", "model_used", "session_id", "idempotency_key")
+
+    def __init__(self, **fields: Any) -> None:  # noqa: ANN401 - pydantic validates them
+        try:
+            super().__init__(**fields)
+        except ValidationError as error:
+            _refuse(error)
+        encode_text("prompt", self.prompt)
+        for name in self._NAMES:
+            check_name(name, getattr(self, name))
+
+
+def check_name(field: str, value: str | None) -> None:
+    """Check a short text that identifies something.
+
+    Raises:
+        InvalidJob: It holds a NUL character or a lone surrogate.
+    """
+    if value is None or (value.isascii() and "\0" not in value):
+        return
+    encode_text(field, value)
+    if "\0" in value:
+        raise InvalidJob(field, "must not hold NUL characters")
+
+
+def check_identifier(field: str, value: str) -> None:
+    """Check a name that must be there, such as a worker's.
+
+    Raises:
+        InvalidJob: It is no text, empty, or holds a NUL character or a lone surrogate.
+    """
+    if not isinstance(value, str) or not value:
+        raise InvalidJob(field, "must be a str that is not empty")
+    check_name(field, value)
+
+
+def _refuse(error: ValidationError) -> NoReturn:
+    """Name the first offending field. The cause is cut, because pydantic quotes its input."""
+    first = error.errors(include_input=False, include_url=False, include_context=False)[0]
+    field = str(first["loc"][0]) if first["loc"] else "job"
+    raise InvalidJob(field, first["msg"]) from None
+
+
+class Job(_Model):
+    """A job as the database knew it when it was read.
+
+    `prompt` and `response` are None where they were not loaded: in lists, and when they lie in a file
+    (`prompt_file_path`, `output_file_path`). `read_prompt()` and `read_response()` have them in any case.
+    """
+
+    id: str
+    session_id: str | None
+    task_type: str
+    api_type: str
+    model_used: str | None
+    status: JobStatus
+    status_message: str | None = Field(repr=False)
+    priority: int
+    run_at: datetime
+    attempt: int
+    """The number of the latest attempt; 0 before the first. It only grows."""
+    attempts_used: int
+    """How many attempts count against `max_attempts`; release and snooze give theirs back."""
+    max_attempts: int
+    timeout: float | None
+    """Seconds that one attempt may take."""
+    idempotency_key: str | None
+    cancel_requested_at: datetime | None
+    error_type: str | None
+    error_message: str | None = Field(repr=False)
+    input_tokens: int | None
+    output_tokens: int | None
+    cache_read_tokens: int | None
+    cache_write_tokens: int | None
+    reasoning_tokens: int | None
+    cost: float | None
+    """In US dollars."""
+    cleared: bool
+    """Whether it is hidden from lists."""
+    created_at: datetime
+    updated_at: datetime
+    started_at: datetime | None
+    """When the latest attempt began."""
+    finished_at: datetime | None
+    metadata: dict[str, JsonValue] = Field(repr=False)
+    prompt_file_path: str | None
+    prompt_bytes: int | None
+    prompt_sha256: str | None
+    output_file_path: str | None
+    output_bytes: int | None
+    output_sha256: str | None
+    prompt: str | None = Field(default=None, repr=False)
+    response: str | None = Field(default=None, repr=False)
+
+    @classmethod
+    def from_row(cls, row: Mapping[str, Any]) -> Self:
+        """Build a job from a row that was read with the columns of a job."""
+        return _trusted(
+            cls,
+            {
+                **row,
+                "status": _STATUS[row["status"]],
+                "run_at": from_milliseconds(row["run_at"]),
+                "cancel_requested_at": _moment(row["cancel_requested_at"]),
+                "cleared": bool(row["cleared"]),
+                "created_at": from_milliseconds(row["created_at"]),
+                "updated_at": from_milliseconds(row["updated_at"]),
+                "started_at": _moment(row["started_at"]),
+                "finished_at": _moment(row["finished_at"]),
+                "metadata": json.loads(row["metadata"]),
+                "prompt": None if row["prompt_file_path"] is not None else row.get("prompt"),
+                "response": row.get("response"),
+            },
+        )
+
+    def with_prompt(self, prompt: str) -> Self:
+        """Return the same job with its prompt loaded."""
+        return self.model_copy(update={"prompt": prompt})
+
+
+class Claim(_Model):
+    """The right to work on a job for a while: one attempt at it, until its lease ends.
+
+    Everything a worker reports names its claim, and is refused with `LeaseLost` once the attempt has ended.
+    """
+
+    job: Job
+    worker_id: str
+    lease_expires_at: datetime
+
+    @classmethod
+    def of(cls, job: Job, worker_id: str, lease_expires_at: int) -> Self:
+        """Build the claim of a job that was just started; the lease's end is in milliseconds."""
+        return _trusted(
+            cls, {"job": job, "worker_id": worker_id, "lease_expires_at": from_milliseconds(lease_expires_at)}
+        )
+
+    @property
+    def job_id(self) -> str:
+        """The id of the claimed job."""
+        return self.job.id
+
+    @property
+    def attempt(self) -> int:
+        """The number of this attempt: the fence that later ones of the same job cannot pass for."""
+        return self.job.attempt
+
+    @property
+    def prompt(self) -> str:
+        """The whole prompt, also when it lay in a file."""
+        return self.job.prompt or ""
+
+
+class Heartbeat(_Model):
+    """The answer to a heartbeat for one claim."""
+
+    job_id: str
+    attempt: int
+    extended: bool
+    """False: the attempt has ended, stop working on it."""
+    cancel_requested: bool
+    """Someone wants the job canceled: stop and report, or complete all the same."""
+
+
+class Attempt(_Model):
+    """One try at a job: a lease with an outcome."""
+
+    job_id: str
+    attempt: int
+    worker_id: str
+    lease_expires_at: datetime
+    started_at: datetime
+    finished_at: datetime | None
+    outcome: AttemptOutcome | None
+    error_type: str | None
+    error_message: str | None = Field(repr=False)
+    output_file_path: str | None
+    """Where what it streamed lies, relative to the outputs folder."""
+    output_bytes: int | None
+
+    @classmethod
+    def from_row(cls, row: Mapping[str, Any]) -> Self:
+        """Build an attempt from its row."""
+        return _trusted(
+            cls,
+            {
+                **row,
+                "lease_expires_at": from_milliseconds(row["lease_expires_at"]),
+                "started_at": from_milliseconds(row["started_at"]),
+                "finished_at": _moment(row["finished_at"]),
+                "outcome": _OUTCOME.get(row["outcome"]),
+            },
+        )
+
+
+class Session(_Model):
+    """A user's session in a project; it groups jobs and remembers what was selected."""
+
+    id: str
+    name: str
+    project_directory: str
+    project_hash: str
+    """SHA-256 of the project directory, in hexadecimal: what `cached_state` is kept by."""
+    task_description: str = Field(repr=False)
+    search_term: str
+    title_regex: str
+    content_regex: str
+    negative_title_regex: str
+    negative_content_regex: str
+    is_regex_active: bool
+    search_selected_files_only: bool
+    codebase_structure: str = Field(repr=False)
+    model_used: str | None
+    model_settings: dict[str, JsonValue]
+    created_at: datetime
+    updated_at: datetime
+
+    @classmethod
+    def from_row(cls, row: Mapping[str, Any]) -> Self:
+        """Build a session from its row."""
+        return _trusted(
+            cls,
+            {
+                **row,
+                "is_regex_active": bool(row["is_regex_active"]),
+                "search_selected_files_only": bool(row["search_selected_files_only"]),
+                "model_settings": json.loads(row["model_settings"]),
+                "created_at": from_milliseconds(row["created_at"]),
+                "updated_at": from_milliseconds(row["updated_at"]),
+            },
+        )
+
+
+class Page(_Model, Generic[T]):
+    """A part of a list."""
+
+    items: list[T]
+    next_cursor: str | None
+    """What to pass as `cursor` for the next part; None at the end."""
+
+
+class LaneStats(_Model):
+    """How many jobs of one lane have which status."""
+
+    task_type: str
+    api_type: str
+    counts: dict[JobStatus, int]
+
+
+class JobStats(_Model):
+    """How many jobs there are."""
+
+    counts: dict[JobStatus, int]
+    """By status; every status is there."""
+    lanes: list[LaneStats]
+
+
+class AppliedMigration(_Model):
+    """A step of the schema that was applied."""
+
+    name: str
+    checksum: str
+    applied_at: datetime
+
+
+def _moment(milliseconds: int | None) -> datetime | None:
+    return None if milliseconds is None else from_milliseconds(milliseconds)
+
+
+M = TypeVar("M", bound=BaseModel)
+_set = object.__setattr__
+
+
+def _trusted(model: type[M], values: dict[str, Any]) -> M:
+    """Make a frozen model of values that the schema's own constraints have checked.
+
+    `model_construct` does the same field by field: 14 µs for a job where this takes 2 µs (measured),
+    as much as the rest of a claim.
+    """
+    instance = model.__new__(model)
+    _set(instance, "__dict__", values)
+    _set(instance, "__pydantic_fields_set__", set(values))
+    _set(instance, "__pydantic_extra__", None)
+    _set(instance, "__pydantic_private__", None)
+    return instance

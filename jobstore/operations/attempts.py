@@ -1,0 +1,529 @@
+"""Operations on `job_attempts`: claiming a job, and all that the holder of a claim reports.
+
+A running job's row and its attempt's row change in one operation, so a guard on the job's row,
+`status = 'running' AND attempt = :attempt`, is a guard on the lease.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import NamedTuple
+
+from jobstore.errors import LeaseLost, OutputError
+from jobstore.lifecycle import WORKER_LOST, AttemptOutcome, JobStatus
+from jobstore.models import Attempt, Claim, Heartbeat, Job, NewJob, Text, Usage, encode_json
+from jobstore.operations.jobs import COLUMNS, LIGHT_COLUMNS, MAX_ROWS, NEXT_DUE, check_age, insert, new_row
+from jobstore.sql import Operation, Row, Value, dialect, execute, execute_many, fetch_all, fetch_one, placeholders
+
+MAX_DUE = MAX_ROWS // 4
+"""How many leases a claim rescues and how many scheduled jobs it promotes, so that it stays short."""
+
+ATTEMPT_COLUMNS = ", ".join(Attempt.model_fields)
+
+_INSERT_ATTEMPT = """
+    INSERT INTO job_attempts (job_id, attempt, worker_id, lease_expires_at, started_at)
+    VALUES (:job_id, :attempt, :worker_id, :lease_expires_at, :now)
+"""
+_HELD = "id = :job_id AND attempt = :attempt AND status = 'running'"
+_USAGE = ", ".join(f"{name} = COALESCE(:{name}, {name})" for name in Usage.model_fields)
+
+
+class Claimed(NamedTuple):
+    """What a claim got."""
+
+    claims: list[Claim]
+    more_due: bool
+    """Whether further leases or scheduled jobs fell due than one claim deals with."""
+
+
+def claim(
+    now: int,
+    worker_id: str,
+    limit: int,
+    lease: int,
+    task_types: Sequence[str] | None,
+    api_types: Sequence[str] | None,
+) -> Operation[Claimed]:
+    """idle → running, the highest priority first, after rescuing and promoting what fell due.
+
+    Args:
+        now: The present time in milliseconds.
+        worker_id: Who claims.
+        limit: At most so many.
+        lease: Milliseconds until the claim ends unless it is renewed.
+        task_types: Only these; None is any.
+        api_types: Only these; None is any.
+    """
+    more_due = yield from _settle_due(now)
+    facts = yield from dialect()
+    sql = _claim_sql(len(task_types or ()), len(api_types or ()), facts.lock_rows)
+    _, tasks = placeholders("task", task_types or ())
+    _, apis = placeholders("api", api_types or ())
+    rows = yield from fetch_all(sql, now=now, limit=limit, **tasks, **apis)
+    rows.sort(key=_claim_order)  # RETURNING has no order
+    expires = now + lease
+    yield from _begin_attempts(now, rows, worker_id, expires)
+    return Claimed([Claim.of(Job.from_row(row), worker_id, expires) for row in rows], more_due)
+
+
+def start_recorded(now: int, job_id: str, new: NewJob, prompt: Text, worker_id: str, lease: int) -> Operation[Claim]:
+    """(new) → running, owned by the caller, who is its only attempt.
+
+    Raises:
+        SessionNotFound: There is no such session.
+        OutputError: The prompt's file was written too long ago to be named now.
+    """
+    begun: dict[str, Value] = {"status": "running", "attempt": 1, "attempts_used": 1, "started_at": now}
+    job = yield from insert(new_row(now, job_id, new, prompt) | begun)
+    yield from _begin_attempts(now, [{"id": job_id, "attempt": 1}], worker_id, now + lease)
+    return Claim.of(job, worker_id, now + lease)
+
+
+def rescue(now: int) -> Operation[int]:
+    """End up to `MAX_DUE` attempts whose lease has ended; return how many.
+
+    Their jobs become idle again, failed when their attempts are used up, canceled when that was asked for.
+    """
+    facts = yield from dialect()
+    lost = yield from fetch_all(
+        f"""
+        UPDATE job_attempts SET finished_at = :now, outcome = '{AttemptOutcome.LOST}'
+        WHERE finished_at IS NULL AND (job_id, attempt) IN (
+            SELECT job_id, attempt FROM job_attempts
+            WHERE finished_at IS NULL AND lease_expires_at <= :now
+            ORDER BY lease_expires_at LIMIT {MAX_DUE} {facts.lock_rows})
+        RETURNING job_id, attempt
+        """,
+        now=now,
+    )
+    used_up = "cancel_requested_at IS NULL AND attempts_used >= max_attempts"
+    yield from execute_many(
+        f"""
+        UPDATE background_jobs SET
+            status = CASE WHEN cancel_requested_at IS NOT NULL THEN 'canceled'
+                          WHEN attempts_used >= max_attempts THEN 'failed' ELSE 'idle' END,
+            finished_at = CASE WHEN cancel_requested_at IS NOT NULL OR attempts_used >= max_attempts THEN :now END,
+            error_type = CASE WHEN {used_up} THEN '{WORKER_LOST}' ELSE error_type END,
+            error_message = CASE WHEN {used_up} THEN 'the lease of its last attempt expired' ELSE error_message END,
+            updated_at = :now
+        WHERE {_HELD}
+        """,
+        [{"now": now, "job_id": row["job_id"], "attempt": row["attempt"]} for row in lost],
+    )
+    return len(lost)
+
+
+def promote(now: int) -> Operation[int]:
+    """scheduled → idle for up to `MAX_DUE` jobs whose `run_at` has passed; return how many."""
+    facts = yield from dialect()
+    return (
+        yield from execute(
+            f"""
+            UPDATE background_jobs SET status = 'idle', updated_at = :now
+            WHERE status = 'scheduled' AND id IN (
+                SELECT id FROM background_jobs WHERE status = 'scheduled' AND run_at <= :now
+                ORDER BY run_at LIMIT {MAX_DUE} {facts.lock_rows})
+            """,
+            now=now,
+        )
+    )
+
+
+def heartbeat(now: int, claims: Sequence[tuple[str, int]], lease: int) -> Operation[list[Heartbeat]]:
+    """Renew leases, given as (job id, attempt), for `lease` milliseconds from now; one answer each, in order."""
+    alive: dict[tuple[str, int], bool] = {}
+    for start in range(0, len(claims), MAX_ROWS):
+        part = claims[start : start + MAX_ROWS]
+        _, ids = placeholders("id", [job_id for job_id, _ in part])
+        _, attempts = placeholders("n", [attempt for _, attempt in part])
+        rows = yield from fetch_all(_heartbeat_sql(len(part)), expires=now + lease, **ids, **attempts)
+        alive.update({(row["job_id"], row["attempt"]): bool(row["cancel_requested"]) for row in rows})
+    return [
+        Heartbeat(
+            job_id=job_id,
+            attempt=attempt,
+            extended=(job_id, attempt) in alive,
+            cancel_requested=alive.get((job_id, attempt), False),
+        )
+        for job_id, attempt in claims
+    ]
+
+
+def complete(
+    now: int,
+    claim: Claim,
+    response: Text,
+    usage: Usage | None,
+    metadata: dict[str, object] | None,
+    *,
+    keep_output: bool = True,
+) -> Operation[Job]:
+    """running → completed. A late answer counts while no later attempt has begun and the job was not canceled.
+
+    `keep_output` says whether the attempt's streamed file stays; if not, its text is the inline response.
+
+    Raises:
+        LeaseLost: The attempt has ended in another way.
+        OutputError: The response's file was written too long ago to be named now.
+    """
+    check_age(now, response)
+    parameters: dict[str, Value] = {
+        "now": now,
+        **_key(claim),
+        **_usage(usage),
+        "metadata": (yield from _merged_metadata(claim, metadata)),
+        "response": response.inline,
+        "output_file_path": response.file_path,
+        "output_bytes": response.size,
+        "output_sha256": response.sha256,
+    }
+    row = yield from fetch_one(_COMPLETE.format(guard=_HELD), **parameters)
+    if row is None:
+        row = yield from fetch_one(_COMPLETE.format(guard=_GIVEN_UP), **parameters)
+    if row is None:
+        return (yield from _completed_before(claim))
+    yield from execute(
+        f"""
+        UPDATE job_attempts SET finished_at = :now, outcome = '{AttemptOutcome.COMPLETED}',
+            output_file_path = {"COALESCE(:path, output_file_path)" if keep_output else "NULL"},
+            output_bytes = COALESCE(:size, output_bytes)
+        WHERE job_id = :job_id AND attempt = :attempt
+        """,
+        now=now,
+        **_key(claim),
+        size=response.size,
+        **({"path": response.file_path} if keep_output else {}),
+    )
+    return Job.from_row({**row, "response": response.inline})
+
+
+_COMPLETE = f"""
+    UPDATE background_jobs SET
+        status = 'completed', finished_at = :now, updated_at = :now, {_USAGE},
+        metadata = COALESCE(:metadata, metadata), error_type = NULL, error_message = NULL,
+        response = :response, output_file_path = :output_file_path, output_bytes = :output_bytes,
+        output_sha256 = :output_sha256
+    WHERE {{guard}}
+    RETURNING {LIGHT_COLUMNS}
+"""
+_GIVEN_UP = """id = :job_id AND attempt = :attempt AND status IN ('idle', 'scheduled', 'failed') AND EXISTS (
+        SELECT 1 FROM job_attempts WHERE job_id = :job_id AND attempt = :attempt AND outcome = 'lost')"""
+
+
+def fail(
+    now: int, claim: Claim, error_type: str | None, error_message: str, retry_in: int | None
+) -> Operation[Job]:
+    """running → scheduled while `retry_in` milliseconds are given and attempts remain, else failed.
+
+    A job that was asked to end becomes canceled.
+
+    Raises:
+        LeaseLost: The attempt has ended.
+    """
+    again = "cancel_requested_at IS NULL AND attempts_used < max_attempts" if retry_in is not None else "1 = 0"
+    row = yield from fetch_one(
+        f"""
+        UPDATE background_jobs SET
+            status = CASE WHEN {again} THEN 'scheduled'
+                          WHEN cancel_requested_at IS NOT NULL THEN 'canceled' ELSE 'failed' END,
+            run_at = CASE WHEN {again} THEN :run_at ELSE run_at END,
+            finished_at = CASE WHEN {again} THEN NULL ELSE :now END,
+            error_type = :error_type, error_message = :error_message, updated_at = :now
+        WHERE {_HELD}
+        RETURNING {LIGHT_COLUMNS}
+        """,
+        now=now,
+        run_at=now + (retry_in or 0),
+        error_type=error_type,
+        error_message=error_message,
+        **_key(claim),
+    )
+    return (yield from _ended(now, claim, row, AttemptOutcome.FAILED, error_type, error_message))
+
+
+def snooze(now: int, claim: Claim, delay: int) -> Operation[Job]:
+    """running → scheduled in `delay` milliseconds, giving the attempt back; canceled if that was asked for.
+
+    Raises:
+        LeaseLost: The attempt has ended.
+    """
+    return (yield from _give_back(now, claim, JobStatus.SCHEDULED, AttemptOutcome.SNOOZED, now + delay))
+
+
+def release(now: int, claim: Claim) -> Operation[Job]:
+    """running → idle at once, giving the attempt back; canceled if that was asked for.
+
+    Raises:
+        LeaseLost: The attempt has ended.
+    """
+    return (yield from _give_back(now, claim, JobStatus.IDLE, AttemptOutcome.RELEASED, None))
+
+
+def release_many(now: int, claims: Sequence[Claim]) -> Operation[None]:
+    """Release claims, passing over those that have ended."""
+    for one in claims:
+        try:
+            yield from release(now, one)
+        except LeaseLost:
+            continue
+
+
+def cancel_claimed(now: int, claim: Claim, reason: str) -> Operation[Job]:
+    """running → canceled, by the one who holds the claim.
+
+    Raises:
+        LeaseLost: The attempt has ended.
+    """
+    row = yield from fetch_one(
+        f"""
+        UPDATE background_jobs SET status = 'canceled', finished_at = :now, updated_at = :now,
+            cancel_requested_at = COALESCE(cancel_requested_at, :now), status_message = :reason
+        WHERE {_HELD}
+        RETURNING {LIGHT_COLUMNS}
+        """,
+        now=now,
+        reason=reason,
+        **_key(claim),
+    )
+    return (yield from _ended(now, claim, row, AttemptOutcome.CANCELED, None, reason))
+
+
+def progress(
+    now: int, claim: Claim, status_message: str | None, usage: Usage | None, metadata: dict[str, object] | None
+) -> Operation[Job]:
+    """Note how a running job gets on.
+
+    Raises:
+        LeaseLost: The attempt has ended.
+    """
+    merged = yield from _merged_metadata(claim, metadata)
+    row = yield from fetch_one(
+        f"""
+        UPDATE background_jobs SET updated_at = :now, {_USAGE},
+            status_message = COALESCE(:status_message, status_message), metadata = COALESCE(:metadata, metadata)
+        WHERE {_HELD}
+        RETURNING {LIGHT_COLUMNS}
+        """,
+        now=now,
+        status_message=status_message,
+        metadata=merged,
+        **_usage(usage),
+        **_key(claim),
+    )
+    return Job.from_row(_held(row, claim))
+
+
+def open_output(now: int, claim: Claim, file: Text) -> Operation[None]:
+    """Name the file that a running attempt streams into.
+
+    Raises:
+        LeaseLost: The attempt has ended.
+        OutputError: The attempt has an output already, or the file was made too long ago to be named now.
+    """
+    check_age(now, file)
+    attempt = yield from get_attempt(now, claim.job_id, claim.attempt)
+    if attempt is None or attempt.finished_at is not None:
+        raise LeaseLost(claim.job_id, claim.attempt)
+    if attempt.output_file_path is not None:
+        raise OutputError("this attempt has an output already: write all of it in one", attempt.output_file_path)
+    yield from execute(
+        """
+        UPDATE job_attempts SET output_file_path = :path, output_bytes = 0
+        WHERE job_id = :job_id AND attempt = :attempt AND finished_at IS NULL
+        """,
+        path=file.file_path,
+        **_key(claim),
+    )
+
+
+def close_output(_now: int, claim: Claim, size: int) -> Operation[None]:
+    """Note how many bytes an attempt has streamed, if it is still running."""
+    yield from execute(
+        """
+        UPDATE job_attempts SET output_bytes = :size
+        WHERE job_id = :job_id AND attempt = :attempt AND output_file_path IS NOT NULL
+        """,
+        size=size,
+        **_key(claim),
+    )
+
+
+def attempts(_now: int, job_id: str) -> Operation[list[Attempt]]:
+    """Return a job's attempts, the first first."""
+    rows = yield from fetch_all(
+        f"SELECT {ATTEMPT_COLUMNS} FROM job_attempts WHERE job_id = :job_id ORDER BY attempt", job_id=job_id
+    )
+    return [Attempt.from_row(row) for row in rows]
+
+
+def get_attempt(_now: int, job_id: str, attempt: int) -> Operation[Attempt | None]:
+    """Return one attempt at a job."""
+    row = yield from fetch_one(
+        f"SELECT {ATTEMPT_COLUMNS} FROM job_attempts WHERE job_id = :job_id AND attempt = :attempt",
+        job_id=job_id,
+        attempt=attempt,
+    )
+    return None if row is None else Attempt.from_row(row)
+
+
+def latest_output(_now: int, job_id: str) -> Operation[str | None]:
+    """Return the path of what the latest attempt streamed, if there is any."""
+    row = yield from fetch_one(
+        """
+        SELECT output_file_path FROM job_attempts
+        WHERE job_id = :job_id AND output_file_path IS NOT NULL ORDER BY attempt DESC LIMIT 1
+        """,
+        job_id=job_id,
+    )
+    return None if row is None else row["output_file_path"]
+
+
+def _settle_due(now: int) -> Operation[bool]:
+    """Rescue and promote what fell due, if anything; return whether there may be more."""
+    due = yield from fetch_one(NEXT_DUE)
+    more = False
+    if due and due["lease"] is not None and due["lease"] <= now:
+        more = (yield from rescue(now)) == MAX_DUE
+    if due and due["run_at"] is not None and due["run_at"] <= now:
+        more |= (yield from promote(now)) == MAX_DUE
+    return more
+
+
+def _claim_order(row: Row) -> tuple[int, int, str]:
+    return -row["priority"], row["run_at"], row["id"]
+
+
+def _begin_attempts(now: int, rows: Sequence[Row], worker_id: str, expires: int) -> Operation[None]:
+    if rows:
+        common = {"worker_id": worker_id, "lease_expires_at": expires, "now": now}
+        attempts = [{"job_id": row["id"], "attempt": row["attempt"], **common} for row in rows]
+        yield from execute_many(_INSERT_ATTEMPT, attempts)
+
+
+@lru_cache(maxsize=256)
+def _claim_sql(task_types: int, api_types: int, lock_rows: str) -> str:
+    """Return the text of a claim: the first `:limit` of each lane's own end of the index, merged.
+
+    So its cost depends neither on the backlog nor on what other lanes hold.
+    """
+    conditions = [
+        f"lane.{column} IN ({', '.join(f':{name}{index}' for index in range(count))})"
+        for column, name, count in (("task_type", "task", task_types), ("api_type", "api", api_types))
+        if count
+    ]
+    lanes = f"WHERE {' AND '.join(conditions)}" if conditions else ""
+    return f"""
+        UPDATE background_jobs SET
+            status = 'running', attempt = attempt + 1, attempts_used = attempts_used + 1,
+            started_at = :now, updated_at = :now, status_message = NULL
+        WHERE status = 'idle' AND id IN (
+            SELECT job.id FROM lanes AS lane CROSS JOIN background_jobs AS job ON job.id IN (
+                SELECT candidate.id FROM background_jobs AS candidate
+                WHERE candidate.status = 'idle' AND candidate.task_type = lane.task_type
+                    AND candidate.api_type = lane.api_type
+                ORDER BY candidate.priority DESC, candidate.run_at, candidate.id LIMIT :limit {lock_rows})
+            {lanes}
+            ORDER BY job.priority DESC, job.run_at, job.id LIMIT :limit)
+        RETURNING {COLUMNS}
+    """
+
+
+@lru_cache(maxsize=64)
+def _heartbeat_sql(count: int) -> str:
+    pairs = ", ".join(f"(:id{index}, :n{index})" for index in range(count))
+    return f"""
+        UPDATE job_attempts SET lease_expires_at = :expires
+        WHERE finished_at IS NULL AND (job_id, attempt) IN (VALUES {pairs})
+        RETURNING job_id, attempt, EXISTS (
+            SELECT 1 FROM background_jobs
+            WHERE id = job_attempts.job_id AND cancel_requested_at IS NOT NULL) AS cancel_requested
+    """
+
+
+def _key(claim: Claim) -> dict[str, Value]:
+    return {"job_id": claim.job.id, "attempt": claim.job.attempt}
+
+
+def _usage(usage: Usage | None) -> dict[str, Value]:
+    return (usage or _NO_USAGE).model_dump()
+
+
+_NO_USAGE = Usage()
+
+
+def _held(row: Row | None, claim: Claim) -> Row:
+    if row is None:
+        raise LeaseLost(claim.job_id, claim.attempt)
+    return row
+
+
+def _merged_metadata(claim: Claim, changes: dict[str, object] | None) -> Operation[str | None]:
+    """Return the job's metadata with the changes, or None if there are none.
+
+    Merged here because databases differ in it: SQLite's json_patch takes a null for a deletion.
+    """
+    if not changes:
+        return None
+    row = yield from fetch_one("SELECT metadata FROM background_jobs WHERE id = :job_id", job_id=claim.job_id)
+    return encode_json("metadata", json.loads(_held(row, claim)["metadata"]) | changes)
+
+
+def _completed_before(claim: Claim) -> Operation[Job]:
+    """Return the job if this very attempt has completed it already."""
+    row = yield from fetch_one(
+        f"""
+        SELECT {COLUMNS} FROM background_jobs
+        WHERE id = :job_id AND attempt = :attempt AND status = 'completed'
+        """,
+        **_key(claim),
+    )
+    return Job.from_row(_held(row, claim))
+
+
+def _give_back(
+    now: int, claim: Claim, status: JobStatus, outcome: AttemptOutcome, run_at: int | None
+) -> Operation[Job]:
+    row = yield from fetch_one(
+        f"""
+        UPDATE background_jobs SET
+            status = CASE WHEN cancel_requested_at IS NULL THEN '{status}' ELSE 'canceled' END,
+            finished_at = CASE WHEN cancel_requested_at IS NULL THEN NULL ELSE :now END,
+            run_at = COALESCE(:run_at, run_at), attempts_used = attempts_used - 1, updated_at = :now
+        WHERE {_HELD}
+        RETURNING {LIGHT_COLUMNS}
+        """,
+        now=now,
+        run_at=run_at,
+        **_key(claim),
+    )
+    return (yield from _ended(now, claim, row, outcome, None, None))
+
+
+def _ended(
+    now: int,
+    claim: Claim,
+    row: Row | None,
+    outcome: AttemptOutcome,
+    error_type: str | None,
+    error_message: str | None,
+) -> Operation[Job]:
+    """End the attempt of a job whose own row was just changed, and return the job."""
+    job = Job.from_row(_held(row, claim))
+    if job.status is JobStatus.CANCELED:
+        outcome = AttemptOutcome.CANCELED
+    yield from execute(
+        """
+        UPDATE job_attempts SET finished_at = :now, outcome = :outcome, error_type = :error_type,
+            error_message = :error_message
+        WHERE job_id = :job_id AND attempt = :attempt
+        """,
+        now=now,
+        outcome=outcome.value,
+        error_type=error_type,
+        error_message=error_message,
+        **_key(claim),
+    )
+    return job
+

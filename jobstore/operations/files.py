@@ -1,0 +1,60 @@
+"""Operations on `included_files` and `excluded_files`: the paths selected for a session, or forced out of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from jobstore.errors import ConstraintFailed, SessionNotFound
+from jobstore.sql import Operation, execute, execute_many, fetch_all
+
+Table = Literal["included_files", "excluded_files"]
+
+
+def paths(_now: int, table: Table, session_id: str) -> Operation[list[str]]:
+    """Return a session's paths in the order they were given; none for an unknown session."""
+    rows = yield from fetch_all(
+        f"SELECT path FROM {table} WHERE session_id = :session_id ORDER BY position", session_id=session_id
+    )
+    return [row["path"] for row in rows]
+
+
+def replace(now: int, table: Table, session_id: str, paths: Sequence[str]) -> Operation[None]:
+    """Make these the session's paths.
+
+    Raises:
+        SessionNotFound: There is no such session.
+    """
+    yield from execute(f"DELETE FROM {table} WHERE session_id = :session_id", session_id=session_id)
+    yield from add(now, table, session_id, paths)
+
+
+def add(_now: int, table: Table, session_id: str, paths: Sequence[str]) -> Operation[None]:
+    """Add paths behind those that are there; one that is there already keeps its place.
+
+    Raises:
+        SessionNotFound: There is no such session.
+    """
+    try:
+        yield from execute_many(
+            f"""
+            INSERT INTO {table} (session_id, path, position)
+            SELECT :session_id, :path, COALESCE(MAX(position) + 1, 0) FROM {table} WHERE session_id = :session_id
+            ON CONFLICT (session_id, path) DO NOTHING
+            """,
+            [{"session_id": session_id, "path": path} for path in paths],
+        )
+    except ConstraintFailed as error:
+        if error.kind == "foreign_key":
+            raise SessionNotFound(session_id) from error
+        raise
+
+
+def remove(_now: int, table: Table, session_id: str, paths: Sequence[str]) -> Operation[int]:
+    """Remove paths; return how many were there."""
+    return (
+        yield from execute_many(
+            f"DELETE FROM {table} WHERE session_id = :session_id AND path = :path",
+            [{"session_id": session_id, "path": path} for path in paths],
+        )
+    )

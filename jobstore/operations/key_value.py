@@ -1,0 +1,43 @@
+"""Operations on `key_value_store`: general application state."""
+
+from __future__ import annotations
+
+from jobstore.sql import Operation, Value, execute, fetch_all, fetch_one
+
+
+def get(_now: int, key: str) -> Operation[str | None]:
+    """Return a value as JSON text, or None if there is none."""
+    row = yield from fetch_one("SELECT value FROM key_value_store WHERE key = :key", key=key)
+    return None if row is None else row["value"]
+
+
+def put(now: int, key: str, value: str) -> Operation[None]:
+    """Set a value, given as JSON text."""
+    yield from execute(
+        """
+        INSERT INTO key_value_store (key, value, updated_at) VALUES (:key, :value, :now)
+        ON CONFLICT (key) DO UPDATE SET value = excluded.value, updated_at = excluded.updated_at
+        """,
+        now=now,
+        key=key,
+        value=value,
+    )
+
+
+def delete(_now: int, key: str) -> Operation[bool]:
+    """Delete a value; return whether there was one."""
+    return (yield from execute("DELETE FROM key_value_store WHERE key = :key", key=key)) > 0
+
+
+def items(_now: int, prefix: str | None) -> Operation[dict[str, str]]:
+    """Return values as JSON texts by key: all, or those whose key begins with `prefix`."""
+    where, parameters = _begins_with(prefix)
+    rows = yield from fetch_all(f"SELECT key, value FROM key_value_store {where} ORDER BY key", **parameters)
+    return {row["key"]: row["value"] for row in rows}
+
+
+def _begins_with(prefix: str | None) -> tuple[str, dict[str, Value]]:
+    if not prefix:
+        return "", {}
+    # A range rather than LIKE: exact in case, free of wildcards, and a stretch of the primary key.
+    return "WHERE key >= :prefix AND key < :beyond", {"prefix": prefix, "beyond": prefix + "\U0010ffff"}

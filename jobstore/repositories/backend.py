@@ -1,0 +1,224 @@
+"""What the repositories of one open store share: its engine, its outputs folder and its leases."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from uuid_utils import uuid7
+
+from jobstore.aio import finish, in_thread
+from jobstore.engines.base import Abandoned, Engine, StoreStats
+from jobstore.engines.signal import Signal
+from jobstore.errors import OutputError, StoreClosed
+from jobstore.leases import LeaseKeeper
+from jobstore.models import Text, encode_text
+from jobstore.operations import migrations
+from jobstore.outputs import Kind, OutputFile, Outputs
+from jobstore.sql import MakeOperation
+
+T = TypeVar("T")
+
+
+def new_id() -> str:
+    """Return a new UUIDv7: in the order of time, within a process strictly."""
+    return str(uuid7())
+
+
+class Backend:
+    """An open store's parts, usable in the process and event loop that opened it.
+
+    Args:
+        engine: Drives the operations.
+        outputs_folder: Where large texts lie; None if nobody has said.
+        inline_limit: Bytes up to which a text stays in its row.
+    """
+
+    def __init__(self, engine: Engine, outputs_folder: Path | None, inline_limit: int) -> None:
+        self.engine = engine
+        self.inline_limit = inline_limit
+        self._leases = LeaseKeeper(engine)
+        self._outputs_folder = outputs_folder
+        self._outputs: Outputs | None = None
+        self._tidying: set[asyncio.Task[Any]] = set()
+        self._loop = asyncio.get_running_loop()
+        self._process = os.getpid()
+        self._closed = False
+
+    async def open(self, check: MakeOperation[[], None]) -> None:
+        """Connect, and find the outputs folder.
+
+        Raises:
+            DatabaseError: The database cannot be used.
+            OutputError: The outputs folder is another store's.
+        """
+        await self.engine.open(check)
+        try:
+            await self._find_outputs()
+        except BaseException:
+            await finish(self.engine.close())
+            raise
+
+    async def close(self) -> None:
+        """Finish what was accepted, then release everything."""
+        self.check_usable()
+        self._closed = True
+        await self._leases.close()
+        while self._tidying:
+            await asyncio.wait(self._tidying)
+        await self.engine.close()
+
+    def check_usable(self) -> None:
+        """Check that this is where the store was opened.
+
+        Raises:
+            StoreClosed: It is closed, or belongs to another process or event loop.
+        """
+        if self._process != os.getpid():
+            raise StoreClosed("this store was opened before a fork: open one of its own in the new process")
+        if self._closed:
+            raise StoreClosed("the store is closed: open it again before using it")
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            loop = None
+        if loop is not self._loop:
+            raise StoreClosed("this store belongs to another event loop: open one in the loop that uses it")
+
+    async def write(
+        self,
+        make_operation: MakeOperation[..., T],
+        *args: Any,  # noqa: ANN401 - the operation's own
+        size: int = 0,
+        finishing: bool = False,
+        wakes: bool = False,
+        abandoned: Abandoned | None = None,
+    ) -> T:
+        """Run an operation that may write, as `Engine.write` tells."""
+        self.check_usable()
+        return await self.engine.write(
+            make_operation, *args, size=size, finishing=finishing, wakes=wakes, abandoned=abandoned
+        )
+
+    async def read(self, make_operation: MakeOperation[..., T], *args: Any) -> T:  # noqa: ANN401
+        """Run an operation that only reads."""
+        self.check_usable()
+        return await self.engine.read(make_operation, *args)
+
+    async def wait(self, signal: Signal, since: int, timeout: float | None) -> int:
+        """Wait as `Engine.wait` tells."""
+        self.check_usable()
+        return await self.engine.wait(signal, since, timeout)
+
+    @property
+    def leases(self) -> LeaseKeeper:
+        """What keeps the leases of this process's own claims alive."""
+        self.check_usable()
+        return self._leases
+
+    @property
+    def outputs(self) -> Outputs:
+        """The folder of large texts.
+
+        Raises:
+            OutputError: Nobody has said where it is.
+        """
+        if self._outputs is None:
+            raise OutputError("a text is too large for its row: open the store with outputs=<a folder for such texts>")
+        return self._outputs
+
+    def stats(self) -> StoreStats:
+        """Return the engine's figures."""
+        self.check_usable()
+        return self.engine.stats()
+
+    async def store_text(self, field: str, kind: Kind, job_id: str, text: str) -> Text:
+        """Return a text as it is to be stored, written to a file already if it is too large for its row.
+
+        Raises:
+            InvalidJob: It cannot be stored.
+            DiskFull: There is no room for its file.
+            OutputError: Its file cannot be written.
+        """
+        self.check_usable()
+        data = encode_text(field, text)
+        if len(data) <= self.inline_limit:
+            return Text(text, size=len(data))
+        return await self._in_thread_or_undo(lambda: self.outputs.write(kind, job_id, data), self._discard_text)
+
+    async def write_text(
+        self,
+        text: Text,
+        column: str,
+        make_operation: MakeOperation[..., T],
+        *args: Any,  # noqa: ANN401 - the operation's own
+        finishing: bool = False,
+        wakes: bool = False,
+    ) -> T:
+        """Run the operation that records a text, and remove the text's file if the row did not take it.
+
+        Args:
+            text: From `store_text`.
+            column: The attribute of the operation's value that names the file.
+            make_operation: Makes the operation.
+            *args: Passed to it.
+            finishing: As for `write`.
+            wakes: As for `write`.
+        """
+
+        def settle(value: T | None) -> None:
+            if text.file_path is not None and (value is None or getattr(value, column) != text.file_path):
+                self.discard([text.file_path])
+
+        size = len(text.inline or "")
+        try:
+            value = await self.write(
+                make_operation, *args, size=size, finishing=finishing, wakes=wakes, abandoned=settle
+            )
+        except asyncio.CancelledError:
+            raise
+        except BaseException:
+            settle(None)
+            raise
+        settle(value)
+        return value
+
+    async def create_output(self, job_id: str) -> tuple[Text, OutputFile]:
+        """Create a file to stream a response into."""
+        return await self._in_thread_or_undo(lambda: self.outputs.create(job_id), self._discard_output)
+
+    def discard(self, paths: list[str]) -> None:
+        """Remove files that no row names any more, in the background; `close` waits for it."""
+        task = self._loop.create_task(in_thread(self.outputs.remove, paths))
+        self._tidying.add(task)
+        task.add_done_callback(self._tidying.discard)
+
+    async def _find_outputs(self) -> None:
+        if self._outputs_folder is None:
+            return
+        store_id = await self.engine.read(migrations.store_id)
+        outputs = Outputs(self._outputs_folder, store_id, self.engine.clock)
+        await in_thread(outputs.check)
+        self._outputs = outputs
+
+    async def _in_thread_or_undo(self, work: Callable[[], T], undo: Callable[[T], None]) -> T:
+        """Run blocking work in a thread; if the caller is cancelled meanwhile, undo what it did."""
+        done: list[T] = []
+        try:
+            await in_thread(lambda: done.append(work()))
+        except BaseException:
+            for value in done:
+                undo(value)
+            raise
+        return done[0]
+
+    def _discard_text(self, text: Text) -> None:
+        self.discard([text.file_path or ""])
+
+    def _discard_output(self, created: tuple[Text, OutputFile]) -> None:
+        text, file = created
+        file.close()
+        self._discard_text(text)

@@ -1,0 +1,312 @@
+"""`JobStore`, the facade: one open database with its outputs folder, and the repositories bound to it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, ParamSpec, Self, TypeVar
+from urllib.parse import unquote, urlsplit
+from weakref import WeakKeyDictionary
+
+from jobstore.aio import finish, in_thread
+from jobstore.clock import Clock, system_clock
+from jobstore.engines.base import StoreStats
+from jobstore.engines.sqlite import SQLiteEngine
+from jobstore.errors import InvalidArgument, MigrationRequired, StoreClosed
+from jobstore.migrate import Migrator, check_applied, load_steps, pending_steps
+from jobstore.operations import jobs, migrations
+from jobstore.repositories.backend import Backend
+from jobstore.repositories.jobs import JobRepository
+from jobstore.repositories.migrations import MigrationRepository
+from jobstore.repositories.sessions import FileRepository, SessionRepository
+from jobstore.repositories.state import CachedStateRepository, KeyValueRepository
+from jobstore.sql import MakeOperation, Operation, Row, Value, fetch_all
+
+T = TypeVar("T")
+P = ParamSpec("P")
+
+URL_VARIABLE = "JOBSTORE_URL"
+
+
+class JobStore:
+    """A durable store of jobs. Use it as an async context manager, in one event loop.
+
+    Args:
+        url: The path of the database file, or `sqlite:///abs/path.db`; None reads `JOBSTORE_URL`.
+        migrate: Bring the schema up to date when opening. Meant for scripts and tests: in production,
+            migrations are run by hand.
+        outputs: The folder of large texts; by default `<database file>.outputs`.
+        pool_size: How many connections read at the same time.
+        inline_limit: Bytes up to which a text stays in its row; larger ones go to files.
+        durability: "full": what an awaited call has written survives a power cut. "normal": it survives any
+            end of the process, but a power cut may take the last commits.
+        clock: The present time in milliseconds since the Unix epoch; replaced by tests.
+
+    Raises:
+        InvalidArgument: An argument cannot be accepted; it names the argument.
+
+    Example:
+        >>> async with JobStore("jobs.db") as store:
+        ...     job = await store.jobs.enqueue("Say hello", task_type="greeting", api_type="claude")
+    """
+
+    def __init__(
+        self,
+        url: str | os.PathLike[str] | None = None,
+        *,
+        migrate: bool = False,
+        outputs: str | os.PathLike[str] | None = None,
+        pool_size: int = 4,
+        inline_limit: int = 65536,
+        durability: Literal["full", "normal"] = "full",
+        clock: Clock = system_clock,
+    ) -> None:
+        self.path = database_path(url)
+        if durability not in {"full", "normal"}:
+            raise InvalidArgument("durability", 'must be "full" or "normal"')
+        if pool_size < 1:
+            raise InvalidArgument("pool_size", "must be 1 or more")
+        if inline_limit < 0:
+            raise InvalidArgument("inline_limit", "must be a number of bytes, 0 or more")
+        self._migrate = migrate
+        self._outputs = Path(outputs) if outputs is not None else self.path.with_name(f"{self.path.name}.outputs")
+        self._pool_size = pool_size
+        self._inline_limit = inline_limit
+        self._durability: Literal["full", "normal"] = durability
+        self._clock = clock
+        self._open: _Open | None = None
+
+    def __repr__(self) -> str:
+        """Name the database and whether it is open."""
+        return f"<JobStore {self.path} {'closed' if self._open is None else 'open'}>"
+
+    async def __aenter__(self) -> Self:
+        """Open the store."""
+        return await self.open()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close the store."""
+        await self.close()
+
+    def __del__(self) -> None:
+        """Warn of a forgotten close. Nothing that was acknowledged is lost by it."""
+        if getattr(self, "_open", None) is not None:
+            warnings.warn(f"{self!r} was not closed: use `async with` or `await store.close()`", ResourceWarning, 2)
+
+    async def open(self) -> Self:
+        """Open the store; `async with` does it.
+
+        Raises:
+            DatabaseNotFound: There is no such file, or it is a folder.
+            MigrationRequired: Migrations are pending; the message names the command to run.
+            SchemaMismatch: The database was migrated by a newer version, or an applied step was changed.
+            DatabaseCorrupt: The file is not an SQLite database, or it is damaged.
+            ReadOnlyDatabase: It cannot be written.
+            OutputError: The outputs folder belongs to another store.
+        """
+        if self._open is not None:
+            self._open.backend.check_usable()
+            return self
+        if self._migrate:
+            await in_thread(Migrator(self.path, clock=self._clock).run)
+        engine = SQLiteEngine(self.path, self._clock, self._pool_size, self._durability)
+        backend = Backend(engine, self._outputs, self._inline_limit)
+        await backend.open(self._check_schema)
+        self._open = _Open(backend)
+        return self
+
+    async def close(self) -> None:
+        """Finish what was accepted and release everything. Closing twice is fine.
+
+        Raises:
+            StoreClosed: It belongs to another process or event loop.
+        """
+        if self._open is None:
+            return
+        backend = self._open.backend
+        backend.check_usable()
+        self._open = None
+        await finish(backend.close())
+
+    @property
+    def jobs(self) -> JobRepository:
+        """The jobs."""
+        return self._opened().jobs
+
+    @property
+    def sessions(self) -> SessionRepository:
+        """The sessions by project."""
+        return self._opened().sessions
+
+    @property
+    def files(self) -> FileRepository:
+        """The paths selected for sessions."""
+        return self._opened().files
+
+    @property
+    def cached_state(self) -> CachedStateRepository:
+        """User interface state by project."""
+        return self._opened().cached_state
+
+    @property
+    def kv(self) -> KeyValueRepository:
+        """General application state."""
+        return self._opened().kv
+
+    @property
+    def migrations(self) -> MigrationRepository:
+        """The steps of the schema."""
+        return self._opened().migrations
+
+    async def run(self, make_operation: MakeOperation[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run an operation of your own atomically, and return its value once it is durable.
+
+        Args:
+            make_operation: Called with the present time in milliseconds and `args`, it makes a fresh operation;
+                it may be called again, so it has no effect but its statements and its value.
+            *args: Passed to it.
+            **kwargs: Passed to it.
+
+        Raises:
+            StatementFailed: The database refused a statement. Nothing of the operation was written.
+            InvalidArgument: A statement would end the transaction, such as COMMIT.
+
+        Example:
+            >>> def order(now: int, name: str) -> Operation[None]:
+            ...     yield from execute("INSERT INTO orders (name, at) VALUES (:name, :now)", name=name, now=now)
+            >>> await store.run(order, "first")
+        """
+        backend = self._opened().backend
+
+        def make(now: int) -> Operation[T]:
+            return make_operation(now, *args, **kwargs)
+
+        return await backend.write(make, size=_size((*args, *kwargs.values())), wakes=True)
+
+    async def execute(self, sql: str, params: Mapping[str, Value] | None = None) -> list[Row]:
+        """Run one SQL statement, with `:name` parameters, as an operation of its own; return its rows.
+
+        Raises:
+            StatementFailed: The database refused it. Nothing was written.
+            InvalidArgument: It would end the transaction that it shares, such as COMMIT.
+
+        Example:
+            >>> await store.execute("SELECT id FROM background_jobs WHERE priority > :least", {"least": 5})
+        """
+        parameters = dict(params or {})
+
+        def statement(_now: int) -> Operation[list[Row]]:
+            return fetch_all(sql, **parameters)
+
+        return await self._opened().backend.write(statement, size=_size(tuple(parameters.values())), wakes=True)
+
+    def stats(self) -> StoreStats:
+        """Return the figures of the writer, the pool of readers and the wake signals."""
+        return self._opened().backend.stats()
+
+    async def sweep(self) -> int:
+        """Remove files that no row names and that are older than a day; return how many.
+
+        Crashes leave such files; it may run at any time, beside anything.
+        """
+        backend = self._opened().backend
+        removed = 0
+        folders = await in_thread(lambda: list(backend.outputs.old_files()))
+        for paths in folders:  # listed before the database is asked, so a file named meanwhile is found there
+            named = await backend.read(jobs.file_paths_named, paths)
+            removed += await in_thread(backend.outputs.remove, [path for path in paths if path not in named])
+        return removed
+
+    def _opened(self) -> _Open:
+        if self._open is None:
+            raise StoreClosed("the store is not open: use it inside `async with JobStore(…) as store:`")
+        return self._open
+
+    def _check_schema(self, now: int) -> Operation[None]:
+        """Refuse a database whose schema is not the one that the operations were written for."""
+        applied = yield from migrations.applied(now)
+        steps = load_steps()
+        check_applied(steps, applied)
+        pending = pending_steps(steps, applied)
+        if pending:
+            command = f"python -m jobstore.migrate --db {self.path}"
+            raise MigrationRequired(tuple(step.name for step in pending), command)
+
+
+class _Open:
+    """An open store's backend and the repositories bound to it."""
+
+    def __init__(self, backend: Backend) -> None:
+        self.backend = backend
+        self.jobs = JobRepository(backend)
+        self.sessions = SessionRepository(backend)
+        self.files = FileRepository(backend)
+        self.cached_state = CachedStateRepository(backend)
+        self.kv = KeyValueRepository(backend)
+        self.migrations = MigrationRepository(backend)
+
+
+def database_path(url: str | os.PathLike[str] | None) -> Path:
+    """Return the absolute path of the database that a URL or a path names; None reads `JOBSTORE_URL`.
+
+    Raises:
+        InvalidArgument: It names no file, or a database that this version does not know.
+    """
+    if url is None:
+        url = os.environ.get(URL_VARIABLE)
+        if not url:
+            raise InvalidArgument("url", f"name the database file, or set {URL_VARIABLE}")
+    text = os.fspath(url)
+    if "://" in text:
+        text = _path_of_url(text)
+    if not text or text == ":memory:" or "\0" in text:
+        raise InvalidArgument("url", "name a file: nothing that lives in memory alone is durable")
+    return Path(text).absolute()
+
+
+def _path_of_url(url: str) -> str:
+    parts = urlsplit(url)
+    if parts.scheme != "sqlite":
+        raise InvalidArgument("url", f"{parts.scheme}:// is not supported: use a path or sqlite:///abs/path.db")
+    if parts.netloc:
+        raise InvalidArgument("url", "write three slashes before an absolute path: sqlite:///abs/path.db")
+    return unquote(parts.path).replace("//", "/", 1)
+
+
+def _size(values: tuple[Any, ...]) -> int:
+    """Return about how many bytes wait with these arguments."""
+    return sum(len(value) for value in values if isinstance(value, str | bytes))
+
+
+_default_stores: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Task[JobStore]] = WeakKeyDictionary()
+
+
+async def ensure_connection() -> JobStore:
+    """Return the process's default store, named by `JOBSTORE_URL`: one per event loop, opened once.
+
+    Raises:
+        InvalidArgument: `JOBSTORE_URL` is not set.
+        DatabaseError: It cannot be opened; see `JobStore.open`. The next call tries again.
+
+    Example:
+        >>> store = await jobstore.ensure_connection()
+    """
+    loop = asyncio.get_running_loop()
+    opening = _default_stores.get(loop)
+    if opening is None or (opening.done() and (opening.cancelled() or opening.exception() is not None)):
+        opening = _default_stores[loop] = loop.create_task(JobStore().open())
+    return await asyncio.shield(opening)  # one caller's cancellation is not the others'
+
+
+async def close_database() -> None:
+    """Close the process's default store of this event loop. Without one, it does nothing."""
+    opening = _default_stores.pop(asyncio.get_running_loop(), None)
+    if opening is not None:
+        store = await asyncio.shield(opening)
+        await store.close()
