@@ -114,7 +114,7 @@ class JobStore:
             self._open.backend.check_usable()
             return self
         if self._migrate:
-            await in_thread(Migrator(self.path, clock=self._clock).run)
+            await in_thread(lambda: Migrator(self.path, clock=self._clock).run())
         engine = SQLiteEngine(self.path, self._clock, self._pool_size, self._durability)
         backend = Backend(engine, self._outputs, self._inline_limit)
         await backend.open(self._check_schema)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from jobstore.aio import in_thread
 from jobstore.migrate import load_steps, pending_steps
 from jobstore.models import AppliedMigration
 from jobstore.operations import migrations
@@ -20,4 +21,5 @@ class MigrationRepository:
 
     async def pending(self) -> list[str]:
         """Return the names of the steps that were not; of an open store, none unless someone changed it."""
-        return [step.name for step in pending_steps(load_steps(), await self.applied())]
+        steps = await in_thread(load_steps)
+        return [step.name for step in pending_steps(steps, await self.applied())]

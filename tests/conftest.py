@@ -1,0 +1,36 @@
+"""Fixtures that all tests share: a store on a real file, a clock to turn by hand, and a guard of the event loop."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+from blockbuster import BlockBuster, blockbuster_ctx
+
+from jobstore import JobStore
+from jobstore.testing import FakeClock
+
+
+@pytest.fixture(autouse=True)
+def _no_blocking_of_the_event_loop() -> Iterator[BlockBuster]:
+    """Fail a test in which the package makes a blocking call on the event loop."""
+    with blockbuster_ctx("jobstore") as guard:
+        yield guard
+
+
+@pytest.fixture
+def clock() -> FakeClock:
+    return FakeClock()
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Path:
+    return tmp_path / "jobs.db"
+
+
+@pytest.fixture
+async def store(database: Path, clock: FakeClock) -> AsyncIterator[JobStore]:
+    """A migrated, open store whose time stands still until `clock.advance`."""
+    async with JobStore(database, migrate=True, clock=clock) as store:
+        yield store
