@@ -50,9 +50,7 @@ class LeaseKeeper:
         self._changed: asyncio.Event | None = None
         self._closed = False
 
-    def keep(
-        self, claim: Claim, lease: float, lost: Callable[[], None], cancel_requested: Callable[[], None]
-    ) -> None:
+    def keep(self, claim: Claim, lease: float, lost: Callable[[], None], cancel_requested: Callable[[], None]) -> None:
         """Renew a claim's lease from now on, for `lease` seconds at a time.
 
         Args:
@@ -81,8 +79,9 @@ class LeaseKeeper:
             self._kept.clear()
             thread = self._thread
         self._poke()
-        while thread is not None and thread.is_alive():
-            await asyncio.sleep(0.001)  # a beat at most; a join would block the loop that the thread may answer to
+        while thread is not None and thread.is_alive():  # noqa: ASYNC110 - a thread's end sets no event
+            # For a beat at most; a join would block the loop that the thread may be answering.
+            await asyncio.sleep(0.001)
 
     def _poke(self) -> None:
         loop, changed = self._loop, self._changed

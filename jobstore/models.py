@@ -25,7 +25,7 @@ class _Model(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
-def encode_text(field: str, text: str) -> bytes:
+def encode_text(field: str, text: object) -> bytes:
     """Return a text as UTF-8.
 
     Raises:
@@ -130,7 +130,7 @@ def check_name(field: str, value: str | None) -> None:
         raise InvalidJob(field, "must not hold NUL characters")
 
 
-def check_identifier(field: str, value: str) -> None:
+def check_identifier(field: str, value: object) -> None:
     """Check a name that must be there, such as a worker's.
 
     Raises:

@@ -18,7 +18,7 @@ import stat
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
 from jobstore.aio import finish, in_thread
 from jobstore.clock import Clock
@@ -244,7 +244,7 @@ class OutputFile:
         self.size = 0
         self._descriptor = descriptor
 
-    def __enter__(self) -> OutputFile:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -367,9 +367,7 @@ class OutputWriter:
                 return
 
 
-def check_whole(
-    path: str, size: int, sha256: str, expected_size: int | None, expected_sha256: str | None
-) -> None:
+def check_whole(path: str, size: int, sha256: str, expected_size: int | None, expected_sha256: str | None) -> None:
     """Compare a file that was read with what its row says.
 
     Raises:

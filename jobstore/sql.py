@@ -7,9 +7,9 @@ and a test can drive one with no database at all.
 Example:
     Insert into a table of your own and enqueue a job, both or neither::
 
-        def order(now: int, name: str) -> Operation[Row]:
-            row = yield from fetch_one("INSERT INTO orders (name, at) VALUES (:name, :now) RETURNING id", name=name, now=now)
-            ...
+        def order(now: int, name: str) -> Operation[Row | None]:
+            sql = "INSERT INTO orders (name, at) VALUES (:name, :now) RETURNING id"
+            return (yield from fetch_one(sql, name=name, now=now))
 
         await store.run(order, "first")
 """

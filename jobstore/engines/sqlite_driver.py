@@ -49,7 +49,7 @@ _REFUSED = frozenset(
 _FIRST_WORD = re.compile(r"(?:[\s;\ufeff]|--[^\n]*(?:\n|$)|/\*.*?(?:\*/|$))*([A-Za-z]*)", re.DOTALL)
 
 
-class RolledBack(Exception):  # noqa: N818 - it says what happened
+class RolledBack(Exception):
     """SQLite ended the whole transaction, with all that the batch had done before; `error` says why."""
 
     def __init__(self, error: BaseException) -> None:
@@ -233,7 +233,7 @@ def run(connection: sqlite3.Connection, statement: Statement) -> Any:  # noqa: A
     _refuse_control(sql)
     if fetch == "many":
         return connection.executemany(sql, parameters).rowcount
-    cursor = connection.execute(sql, parameters)  # type: ignore[arg-type]  # one set of parameters, not many
+    cursor = connection.execute(sql, parameters)
     rows = cursor.fetchall()  # to the end, or a RETURNING would neither be finished nor let go of its locks
     if fetch == "count":
         return cursor.rowcount
@@ -277,8 +277,16 @@ _MEANINGS: tuple[tuple[str, Callable[[sqlite3.Error], DatabaseError]], ...] = (
     ("SQLITE_IOERR", lambda error: DiskFailed(f"the disk failed ({error}): nothing of this was acknowledged")),
     ("SQLITE_NOTADB", lambda _: DatabaseCorrupt("the file is not an SQLite database: check the path")),
     ("SQLITE_CORRUPT", lambda error: DatabaseCorrupt(f"the database is damaged ({error}): restore a backup")),
-    ("SQLITE_READONLY", lambda _: ReadOnlyDatabase("the database cannot be written: check the file's and its folder's permissions")),
-    ("SQLITE_CANTOPEN", lambda _: ReadOnlyDatabase("the database cannot be opened: check the folder's permissions and free file handles")),
+    (
+        "SQLITE_READONLY",
+        lambda _: ReadOnlyDatabase("the database cannot be written: check the file's and its folder's permissions"),
+    ),
+    (
+        "SQLITE_CANTOPEN",
+        lambda _: ReadOnlyDatabase(
+            "the database cannot be opened: check the folder's permissions and free file handles"
+        ),
+    ),
     ("SQLITE_BUSY", lambda _: DatabaseBusy(0.0)),
     ("SQLITE_LOCKED", lambda _: DatabaseBusy(0.0)),
 )

@@ -146,7 +146,9 @@ class Migrator:
             step.apply(connection)
             violation = connection.execute("PRAGMA foreign_key_check").fetchone()
             if violation is not None:
-                raise SchemaMismatch(f"step {step.name} leaves rows of {violation[0]} without {violation[2]}", (step.name,))
+                raise SchemaMismatch(
+                    f"step {step.name} leaves rows of {violation[0]} without {violation[2]}", (step.name,)
+                )
             record = (step.name, step.checksum, self._clock())
             connection.execute("INSERT INTO migrations (name, checksum, applied_at) VALUES (?, ?, ?)", record)
             connection.execute("COMMIT")

@@ -46,7 +46,7 @@ def claim(
     task_types: Sequence[str] | None,
     api_types: Sequence[str] | None,
 ) -> Operation[Claimed]:
-    """idle → running, the highest priority first, after rescuing and promoting what fell due.
+    """Idle → running, the highest priority first, after rescuing and promoting what fell due.
 
     Args:
         now: The present time in milliseconds.
@@ -116,7 +116,7 @@ def rescue(now: int) -> Operation[int]:
 
 
 def promote(now: int) -> Operation[int]:
-    """scheduled → idle for up to `MAX_DUE` jobs whose `run_at` has passed; return how many."""
+    """Scheduled → idle for up to `MAX_DUE` jobs whose `run_at` has passed; return how many."""
     facts = yield from dialect()
     return (
         yield from execute(
@@ -160,7 +160,7 @@ def complete(
     *,
     keep_output: bool = True,
 ) -> Operation[Job]:
-    """running → completed. A late answer counts while no later attempt has begun and the job was not canceled.
+    """Running → completed. A late answer counts while no later attempt has begun and the job was not canceled.
 
     `keep_output` says whether the attempt's streamed file stays; if not, its text is the inline response.
 
@@ -212,10 +212,8 @@ _GIVEN_UP = """id = :job_id AND attempt = :attempt AND status IN ('idle', 'sched
         SELECT 1 FROM job_attempts WHERE job_id = :job_id AND attempt = :attempt AND outcome = 'lost')"""
 
 
-def fail(
-    now: int, claim: Claim, error_type: str | None, error_message: str, retry_in: int | None
-) -> Operation[Job]:
-    """running → scheduled while `retry_in` milliseconds are given and attempts remain, else failed.
+def fail(now: int, claim: Claim, error_type: str | None, error_message: str, retry_in: int | None) -> Operation[Job]:
+    """Running → scheduled while `retry_in` milliseconds are given and attempts remain, else failed.
 
     A job that was asked to end becomes canceled.
 
@@ -244,7 +242,7 @@ def fail(
 
 
 def snooze(now: int, claim: Claim, delay: int) -> Operation[Job]:
-    """running → scheduled in `delay` milliseconds, giving the attempt back; canceled if that was asked for.
+    """Running → scheduled in `delay` milliseconds, giving the attempt back; canceled if that was asked for.
 
     Raises:
         LeaseLost: The attempt has ended.
@@ -253,7 +251,7 @@ def snooze(now: int, claim: Claim, delay: int) -> Operation[Job]:
 
 
 def release(now: int, claim: Claim) -> Operation[Job]:
-    """running → idle at once, giving the attempt back; canceled if that was asked for.
+    """Running → idle at once, giving the attempt back; canceled if that was asked for.
 
     Raises:
         LeaseLost: The attempt has ended.
@@ -271,7 +269,7 @@ def release_many(now: int, claims: Sequence[Claim]) -> Operation[None]:
 
 
 def cancel_claimed(now: int, claim: Claim, reason: str) -> Operation[Job]:
-    """running → canceled, by the one who holds the claim.
+    """Running → canceled, by the one who holds the claim.
 
     Raises:
         LeaseLost: The attempt has ended.
@@ -526,4 +524,3 @@ def _ended(
         **_key(claim),
     )
     return job
-

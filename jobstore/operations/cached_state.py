@@ -18,9 +18,7 @@ def get(now: int, project_hash: str, key: str) -> Operation[str | None]:
     return None if row is None else row["value"]
 
 
-def put(
-    now: int, project_hash: str, project_directory: str, key: str, value: str, ttl: int | None
-) -> Operation[None]:
+def put(now: int, project_hash: str, project_directory: str, key: str, value: str, ttl: int | None) -> Operation[None]:
     """Set a value, given as JSON text, for `ttl` milliseconds or for good."""
     yield from execute(
         """

@@ -25,9 +25,7 @@ _WRITTEN = (
     "prompt_file_path", "prompt_bytes", "prompt_sha256", "metadata", "prompt",
 )  # fmt: skip
 _INSERT = f"INSERT INTO background_jobs ({', '.join(_WRITTEN)}) VALUES ({', '.join(f':{name}' for name in _WRITTEN)})"
-_INSERT_ONCE = (
-    f"{_INSERT} ON CONFLICT (idempotency_key) WHERE idempotency_key IS NOT NULL DO NOTHING RETURNING id"
-)
+_INSERT_ONCE = f"{_INSERT} ON CONFLICT (idempotency_key) WHERE idempotency_key IS NOT NULL DO NOTHING RETURNING id"
 _DEFAULTS: dict[str, Any] = dict.fromkeys(Job.model_fields) | {"cleared": 0}
 
 WAITING_LIST = ", ".join(f"'{status}'" for status in WAITING)
@@ -139,7 +137,7 @@ def status(_now: int, job_id: str) -> Operation[tuple[JobStatus, int]]:
 
 
 def cancel(now: int, job_id: str) -> Operation[Job]:
-    """idle or scheduled → canceled. A running job is only asked to end.
+    """Idle or scheduled → canceled. A running job is only asked to end.
 
     Raises:
         JobNotFound: There is no such job.

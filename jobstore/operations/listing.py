@@ -154,7 +154,7 @@ def _scope(where: JobFilter) -> tuple[str, str, dict[str, Value]]:
 def _branches(where: JobFilter, order: Order, cursor: Cursor | None) -> tuple[str, dict[str, Value]]:
     """Return the branches as a table of their own, each with where it begins."""
     parameters: dict[str, Value] = {}
-    selects = []
+    selects: list[str] = []
     latest = _LAST if where.created_before is None else (where.created_before, "")
     for status in JobStatus if where.statuses is None else where.statuses:
         rank = _RANK.get(status, _FINISHED_RANK) if order == "active" else 0

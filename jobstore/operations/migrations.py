@@ -15,9 +15,7 @@ def applied(_now: int) -> Operation[list[AppliedMigration]]:
     except StatementFailed:
         return []
     return [
-        AppliedMigration(
-            name=row["name"], checksum=row["checksum"], applied_at=from_milliseconds(row["applied_at"])
-        )
+        AppliedMigration(name=row["name"], checksum=row["checksum"], applied_at=from_milliseconds(row["applied_at"]))
         for row in rows
     ]
 

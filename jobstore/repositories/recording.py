@@ -12,7 +12,7 @@ from jobstore.models import Claim, Job, Usage
 from jobstore.outputs import OutputWriter
 
 if TYPE_CHECKING:
-    from jobstore.repositories.jobs import JobRepository
+    from jobstore.repositories.job_work import JobWork
 
 
 class RecordedCall:
@@ -25,7 +25,7 @@ class RecordedCall:
         cancel_requested: Whether someone wants the job canceled.
     """
 
-    def __init__(self, jobs: JobRepository, claim: Claim) -> None:
+    def __init__(self, jobs: JobWork, claim: Claim) -> None:
         self.claim = claim
         self.job: Job = claim.job
         self.lost = False
@@ -62,6 +62,14 @@ class RecordedCall:
         self.job = await self._jobs.complete(self.claim, text, usage=usage)
         await self._stack.aclose()
         return self.job
+
+    def note_lost(self) -> None:
+        """Note that the attempt has ended meanwhile."""
+        self.lost = True
+
+    def note_cancel_requested(self) -> None:
+        """Note that someone wants the job canceled."""
+        self.cancel_requested = True
 
     async def end(self, error: BaseException | None) -> None:
         """Record how the call ended, unless that is done; also when the caller is being cancelled."""

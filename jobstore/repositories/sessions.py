@@ -14,7 +14,7 @@ from jobstore.errors import InvalidArgument
 from jobstore.models import Session, check_identifier, encode_json, encode_text
 from jobstore.operations import files, jobs, sessions
 from jobstore.repositories.backend import Backend, new_id
-from jobstore.repositories.jobs import delete_all
+from jobstore.repositories.job_control import delete_all
 from jobstore.sql import Value
 
 

@@ -26,9 +26,7 @@ class CachedStateRepository:
         text = await self._backend.read(cached_state.get, hash_project(str(project_directory)), key)
         return default if text is None else _decode(text)
 
-    async def set(
-        self, project_directory: str | Path, key: str, value: JsonValue, *, ttl: float | None = None
-    ) -> None:
+    async def set(self, project_directory: str | Path, key: str, value: JsonValue, *, ttl: float | None = None) -> None:
         """Set a value, for `ttl` seconds or for good.
 
         Raises:

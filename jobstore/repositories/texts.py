@@ -105,7 +105,9 @@ async def _new_data(backend: Backend, state: _State, offset: int) -> bytes:
     job, attempt = state
     if job.status is JobStatus.COMPLETED and job.response is not None:
         return job.response.encode()[offset:]
-    path = job.output_file_path if job.status is JobStatus.COMPLETED else attempt and attempt.output_file_path
+    path = job.output_file_path
+    if job.status is not JobStatus.COMPLETED:
+        path = None if attempt is None else attempt.output_file_path
     if path is None:
         return b""
     try:

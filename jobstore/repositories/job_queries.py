@@ -1,0 +1,212 @@
+"""The part of `store.jobs` that reads: single jobs, lists, texts, and waiting for what comes."""
+
+from __future__ import annotations
+
+import asyncio
+import builtins
+from collections.abc import AsyncIterator, Sequence
+from datetime import datetime
+
+from jobstore.errors import InvalidArgument
+from jobstore.lifecycle import JobStatus
+from jobstore.models import Attempt, Job, JobStats, Page
+from jobstore.operations import attempts, jobs, listing
+from jobstore.repositories import texts
+from jobstore.repositories.arguments import check_range, milliseconds
+from jobstore.repositories.backend import Backend
+
+
+class JobQueries:
+    """Reading jobs."""
+
+    _backend: Backend
+
+    async def get(self, job_id: str) -> Job:
+        """Return a job with the texts that lie in its row.
+
+        Raises:
+            JobNotFound: There is no such job.
+        """
+        return await self._backend.read(jobs.get, job_id)
+
+    async def list(
+        self,
+        *,
+        status: JobStatus | str | Sequence[JobStatus | str] | None = None,
+        session_id: str | None = None,
+        task_type: str | None = None,
+        api_type: str | None = None,
+        cleared: bool | None = False,
+        created_before: datetime | None = None,
+        created_after: datetime | None = None,
+        order: listing.Order = "newest",
+        limit: int = 50,
+        cursor: str | None = None,
+    ) -> Page[Job]:
+        """Return a part of the jobs, without their texts.
+
+        Args:
+            status: One or several; None is any.
+            session_id: Of this session.
+            task_type: Of this task type.
+            api_type: For this API.
+            cleared: Hidden ones: False leaves them out, True gives only them, None both.
+            created_before: Before this aware datetime.
+            created_after: At or after this aware datetime.
+            order: "newest" first, or "active": running, then waiting, then finished, each newest first.
+            limit: How many at most, 1 to 1,000.
+            cursor: The `next_cursor` of the part before.
+
+        Raises:
+            InvalidArgument: An argument cannot be accepted; it names the argument.
+
+        Example:
+            >>> page = await store.jobs.list(status="failed", limit=20)
+            >>> more = await store.jobs.list(status="failed", limit=20, cursor=page.next_cursor)
+        """
+        if order not in {"newest", "active"}:
+            raise InvalidArgument("order", 'must be "newest" or "active"')
+        check_range("limit", limit, 1, jobs.MAX_ROWS)
+        where = _filter(status, session_id, task_type, api_type, cleared, created_before, created_after)
+        begin = None if cursor is None else listing.Cursor.decode(cursor)
+        return await self._backend.read(listing.list_jobs, where, order, limit, begin)
+
+    async def count(
+        self,
+        *,
+        status: JobStatus | str | Sequence[JobStatus | str] | None = None,
+        session_id: str | None = None,
+        task_type: str | None = None,
+        api_type: str | None = None,
+        cleared: bool | None = None,
+        created_before: datetime | None = None,
+        created_after: datetime | None = None,
+    ) -> int:
+        """Return how many jobs there are; the arguments are those of `list`, but hidden jobs count as well."""
+        where = _filter(status, session_id, task_type, api_type, cleared, created_before, created_after)
+        return await self._backend.read(listing.count_jobs, where)
+
+    async def stats(self) -> JobStats:
+        """Return how many jobs there are by status and lane."""
+        return await self._backend.read(listing.stats)
+
+    async def attempts(self, job_id: str) -> builtins.list[Attempt]:
+        """Return a job's attempts, the first first; none for an unknown job."""
+        return await self._backend.read(attempts.attempts, job_id)
+
+    async def read_prompt(self, job_id: str) -> str:
+        """Return the whole prompt of a job.
+
+        Raises:
+            JobNotFound: There is no such job.
+            OutputError: Its file is missing, damaged, or lies outside the outputs folder.
+        """
+        return await texts.read_prompt(self._backend, job_id)
+
+    async def read_response(self, job_id: str) -> str | None:
+        """Return the whole response of a job; of an unfinished or failed one, its latest partial response.
+
+        Returns:
+            The text; None if nothing was answered.
+
+        Raises:
+            JobNotFound: There is no such job.
+            OutputError: Its file is missing, damaged, or lies outside the outputs folder.
+        """
+        return await texts.read_response(self._backend, job_id)
+
+    def open_response(self, job_id: str) -> AsyncIterator[str]:
+        """Yield what `read_response` returns, in parts, holding only one of them in memory.
+
+        Raises:
+            JobNotFound: There is no such job.
+            OutputError: Its file is missing, lies outside the outputs folder, or, at the end, proves damaged.
+
+        Example:
+            >>> async for text in store.jobs.open_response(job.id):
+            ...     print(text, end="")
+        """
+        return texts.open_response(self._backend, job_id)
+
+    def tail(self, job_id: str) -> AsyncIterator[str]:
+        """Yield a response from its beginning on, while it is being written by any process.
+
+        A job that waits is waited for. The end comes when the attempt ends, in whatever way.
+
+        Raises:
+            JobNotFound: There is no such job.
+            OutputRestarted: A new attempt has begun: tail again from the beginning.
+            OutputError: The file cannot be read.
+
+        Example:
+            >>> async for text in store.jobs.tail(job.id):
+            ...     print(text, end="", flush=True)
+        """
+        return texts.tail(self._backend, job_id)
+
+    async def wait(self, job_id: str, timeout: float | None = None) -> Job:
+        """Wait until a job has ended and return it.
+
+        Raises:
+            JobNotFound: There is no such job, or it was pruned meanwhile.
+            TimeoutError: It has not ended within `timeout` seconds.
+        """
+        signal = self._backend.engine.changes
+        async with asyncio.timeout(timeout):
+            while True:
+                seen = signal.count
+                job = await self._backend.read(jobs.get, job_id)
+                if job.status.is_terminal:
+                    return job
+                await self._backend.wait(signal, seen, None)
+
+    async def wake(self, since: int | None = None) -> int:
+        """Wait until there may be new work, and return a token of now.
+
+        Args:
+            since: A token taken before looking for work: nothing that came after it is missed. Without one, a
+                token is returned at once.
+
+        Example:
+            >>> token = await store.jobs.wake()
+            >>> while not (claims := await store.jobs.claim("worker-1")):
+            ...     token = await store.jobs.wake(since=token)
+        """
+        signal = self._backend.engine.work
+        if since is None:
+            self._backend.check_usable()
+            return signal.count
+        due = await self._backend.read(jobs.next_due)
+        if due is None:
+            return await self._backend.wait(signal, since, None)
+        delay = max(0, due - self._backend.engine.clock())
+        return await self._backend.wait(signal, since, delay / 1000)
+
+
+def _filter(
+    status: JobStatus | str | Sequence[JobStatus | str] | None,
+    session_id: str | None,
+    task_type: str | None,
+    api_type: str | None,
+    cleared: bool | None,  # noqa: FBT001 - handed on by name above
+    created_before: datetime | None,
+    created_after: datetime | None,
+) -> listing.JobFilter:
+    return listing.JobFilter(
+        statuses=_statuses(status),
+        session_id=session_id,
+        task_type=task_type,
+        api_type=api_type,
+        cleared=cleared,
+        created_before=milliseconds("created_before", created_before),
+        created_after=milliseconds("created_after", created_after),
+    )
+
+
+def _statuses(status: JobStatus | str | Sequence[JobStatus | str] | None) -> list[JobStatus] | None:
+    if status is None:
+        return None
+    try:
+        return [JobStatus(one) for one in dict.fromkeys([status] if isinstance(status, str) else status)]
+    except ValueError:
+        raise InvalidArgument("status", f"must be one of {', '.join(JobStatus)}") from None

@@ -1,0 +1,348 @@
+"""The part of `store.jobs` that those use who work on jobs: claim, stream, report."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from functools import partial
+from typing import Any
+
+from pydantic import JsonValue
+
+from jobstore.aio import finish, in_thread
+from jobstore.errors import OutputError
+from jobstore.models import Claim, Heartbeat, Job, Text, Usage, check_identifier
+from jobstore.operations import attempts
+from jobstore.outputs import OutputWriter
+from jobstore.repositories import texts
+from jobstore.repositories.arguments import (
+    check_range,
+    names,
+    not_negative,
+    positive,
+    storable,
+)
+from jobstore.repositories.arguments import (
+    metadata as check_metadata,
+)
+from jobstore.repositories.backend import Backend
+
+MAX_CLAIMS = 10_000
+
+
+class JobWork:
+    """Claiming jobs and reporting on them."""
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+        self._writers: dict[tuple[str, int], OutputWriter] = {}
+
+    async def claim(
+        self,
+        worker_id: str,
+        *,
+        limit: int = 1,
+        lease: float = 30.0,
+        task_types: Sequence[str] | None = None,
+        api_types: Sequence[str] | None = None,
+    ) -> list[Claim]:
+        """Idle → running, for up to `limit` jobs: the highest priority first, then the oldest.
+
+        Leases that have ended are rescued first, and scheduled jobs that fell due are promoted. Cancelling
+        this call gives back what it got. A job whose prompt cannot be read from its file fails, and the others
+        are returned.
+
+        Args:
+            worker_id: Who claims.
+            limit: 1 to 10,000.
+            lease: Seconds until others may have the job, unless a heartbeat renews it.
+            task_types: Only these; None is any.
+            api_types: Only these; None is any.
+
+        Returns:
+            The claims, in the order of their claim; none if there is nothing to do.
+
+        Raises:
+            InvalidJob: An argument cannot be accepted; it names the argument.
+
+        Example:
+            >>> [claim] = await store.jobs.claim("worker-1")
+        """
+        check_identifier("worker_id", worker_id)
+        check_range("limit", limit, 1, MAX_CLAIMS)
+        milliseconds = positive("lease", lease)
+        tasks, apis = names("task_types", task_types), names("api_types", api_types)
+        if tasks == [] or apis == []:
+            return []
+        claims: list[Claim] = []
+        try:
+            while True:
+                claimed = await self._backend.write(
+                    attempts.claim,
+                    worker_id,
+                    limit - len(claims),
+                    milliseconds,
+                    tasks,
+                    apis,
+                    abandoned=self._release_claimed,
+                )
+                claims += claimed.claims
+                if len(claims) == limit or not claimed.more_due:
+                    return await self._with_prompts(claims)
+        except BaseException:
+            self._release_soon(claims)
+            raise
+
+    async def heartbeat(self, claims: Sequence[Claim], *, lease: float = 30.0) -> list[Heartbeat]:
+        """Renew leases for `lease` seconds from now; one answer each, in the order given.
+
+        Raises:
+            InvalidJob: The lease is not positive.
+
+        Example:
+            >>> [beat] = await store.jobs.heartbeat([claim])
+            >>> if not beat.extended:
+            ...     stop_working()
+        """
+        keys = [(claim.job_id, claim.attempt) for claim in claims]
+        return await self._backend.write(attempts.heartbeat, keys, positive("lease", lease), finishing=True)
+
+    @contextmanager
+    def lease_kept(
+        self,
+        claim: Claim,
+        *,
+        lease: float = 30.0,
+        lost: Callable[[], None] = lambda: None,
+        cancel_requested: Callable[[], None] = lambda: None,
+    ) -> Iterator[None]:
+        """Keep a claim's lease alive, from a thread of the store, even while the event loop is blocked.
+
+        Args:
+            claim: What was claimed.
+            lease: Seconds by which it is renewed, each time a third of them has passed.
+            lost: Called in the event loop if the attempt has ended: stop working on it.
+            cancel_requested: Called in the event loop, once, if someone wants the job canceled.
+
+        Example:
+            >>> with store.jobs.lease_kept(claim, lost=task.cancel):
+            ...     await work_on(claim)
+        """
+        positive("lease", lease)
+        leases = self._backend.leases
+        leases.keep(claim, lease, lost, cancel_requested)
+        try:
+            yield
+        finally:
+            leases.forget(claim)
+
+    async def progress(
+        self,
+        claim: Claim,
+        *,
+        status_message: str | None = None,
+        usage: Usage | None = None,
+        metadata: Mapping[str, JsonValue] | None = None,
+    ) -> Job:
+        """Note how a running job gets on; what is None stays as it is, and metadata is merged.
+
+        Raises:
+            InvalidJob: The metadata is not JSON, or the message cannot be stored.
+            LeaseLost: The attempt has ended.
+        """
+        if status_message is not None:
+            status_message = storable(status_message)
+        changes = check_metadata(metadata)
+        return await self._backend.write(attempts.progress, claim, status_message, usage, changes)
+
+    @asynccontextmanager
+    async def output(self, claim: Claim) -> AsyncIterator[OutputWriter]:
+        """Stream a response into a file while the job runs.
+
+        `write` returns when the text is buffered. It is in the file within 250 ms or 8 KB, and on the disk
+        within a second, so a crash loses no more than that. Leaving does not complete the job: `complete`
+        without a response does, and takes what was streamed for the response.
+
+        Raises:
+            LeaseLost: The attempt has ended.
+            DiskFull: There is no room.
+            OutputError: The attempt has an output already, or the file cannot be written.
+
+        Example:
+            >>> async with store.jobs.output(claim) as output:
+            ...     async for text in ask_model(claim.prompt):
+            ...         await output.write(text)
+            >>> await store.jobs.complete(claim)
+        """
+        text, file = await self._backend.create_output(claim.job_id)
+
+        def undo() -> None:
+            file.close()
+            self._backend.discard([file.path])
+
+        try:
+            await self._backend.write(
+                attempts.open_output, claim, text, finishing=True, abandoned=lambda _: file.close()
+            )
+        except asyncio.CancelledError:
+            raise  # the file stays: the row may name it. If it does not, a sweep takes it
+        except BaseException:
+            undo()
+            raise
+        key = (claim.job_id, claim.attempt)
+        writer = self._writers[key] = OutputWriter(file)
+        try:
+            yield writer
+        finally:
+            await finish(self._close_output(claim, writer))
+
+    async def _close_output(self, claim: Claim, writer: OutputWriter) -> None:
+        self._writers.pop((claim.job_id, claim.attempt), None)
+        try:
+            await writer.close()
+        finally:
+            await self._backend.write(attempts.close_output, claim, writer.size, finishing=True)
+
+    async def complete(
+        self,
+        claim: Claim,
+        response: str | None = None,
+        *,
+        usage: Usage | None = None,
+        metadata: Mapping[str, JsonValue] | None = None,
+    ) -> Job:
+        """Running → completed. Repeating one's own `complete` returns the job.
+
+        A late answer, after the lease was lost, counts while no later attempt has begun and the job was not
+        canceled, because answers cost money.
+
+        Args:
+            claim: What was claimed.
+            response: The answer; above the inline limit it goes to a file. Without one, what was streamed
+                through `output()` is the response.
+            usage: Tokens and cost.
+            metadata: Merged into the job's.
+
+        Raises:
+            InvalidJob: The response cannot be stored, or the metadata is not JSON.
+            LeaseLost: The attempt has ended in another way. Nothing was changed.
+            DiskFull: There is no room. Nothing was changed: try again.
+        """
+        changes = check_metadata(metadata)
+        if response is None:
+            return await self._complete_streamed(claim, usage, changes)
+        text = await self._backend.store_text("response", "responses", claim.job_id, response)
+        return await self._backend.write_text(
+            text, "output_file_path", attempts.complete, claim, text, usage, changes, finishing=True
+        )
+
+    async def _complete_streamed(self, claim: Claim, usage: Usage | None, changes: dict[str, Any] | None) -> Job:
+        writer = self._writers.pop((claim.job_id, claim.attempt), None)
+        if writer is not None:
+            await writer.close()
+        attempt = await self._backend.read(attempts.get_attempt, claim.job_id, claim.attempt)
+        path = None if attempt is None else attempt.output_file_path
+        if path is None:
+            return await self._backend.write(attempts.complete, claim, Text(None), usage, changes, finishing=True)
+        text = await in_thread(self._backend.outputs.measure, path)
+        if (text.size or 0) > self._backend.inline_limit:
+            return await self._backend.write(attempts.complete, claim, text, usage, changes, finishing=True)
+        data = await in_thread(self._backend.outputs.read, path)
+        return await self._complete_inline(claim, Text(data.decode(), size=len(data)), path, usage, changes)
+
+    async def _complete_inline(
+        self, claim: Claim, text: Text, path: str, usage: Usage | None, changes: dict[str, Any] | None
+    ) -> Job:
+        """Move a small streamed answer from its file into the row."""
+
+        def settle(job: Job | None) -> None:
+            if job is not None:
+                self._backend.discard([path])
+
+        job = await self._backend.write(
+            partial(attempts.complete, keep_output=False),
+            claim,
+            text,
+            usage,
+            changes,
+            finishing=True,
+            abandoned=settle,
+        )
+        settle(job)
+        return job
+
+    async def fail(
+        self,
+        claim: Claim,
+        error: str | BaseException,
+        *,
+        retry_in: float | None = None,
+        error_type: str | None = None,
+    ) -> Job:
+        """Running → scheduled if `retry_in` seconds are given and attempts remain, else failed.
+
+        A job that was asked to end becomes canceled. What was streamed stays readable.
+
+        Args:
+            claim: What was claimed.
+            error: What went wrong. Of an exception, its text, and its class name is the error type.
+            retry_in: Seconds until it may be tried again; None is never.
+            error_type: A short name of what went wrong.
+
+        Raises:
+            LeaseLost: The attempt has ended. Nothing was changed.
+        """
+        if isinstance(error, BaseException):
+            error_type = error_type or type(error).__name__
+        delay = None if retry_in is None else not_negative("retry_in", retry_in)
+        message = storable(str(error))
+        return await self._backend.write(attempts.fail, claim, error_type, message, delay, finishing=True, wakes=True)
+
+    async def snooze(self, claim: Claim, seconds: float) -> Job:
+        """Running → scheduled in so many seconds. It does not use up an attempt.
+
+        Raises:
+            LeaseLost: The attempt has ended. Nothing was changed.
+        """
+        delay = not_negative("seconds", seconds)
+        return await self._backend.write(attempts.snooze, claim, delay, finishing=True, wakes=True)
+
+    async def release(self, claim: Claim) -> Job:
+        """Running → idle at once. It does not use up an attempt.
+
+        Raises:
+            LeaseLost: The attempt has ended. Nothing was changed.
+        """
+        return await self._backend.write(attempts.release, claim, finishing=True, wakes=True)
+
+    async def cancel_claimed(self, claim: Claim, reason: str) -> Job:
+        """Running → canceled, by the one who holds the claim.
+
+        Raises:
+            LeaseLost: The attempt has ended. Nothing was changed.
+        """
+        return await self._backend.write(attempts.cancel_claimed, claim, storable(reason), finishing=True)
+
+    def _release_soon(self, claims: Sequence[Claim]) -> None:
+        if claims:
+            self._backend.engine.write_soon(attempts.release_many, list(claims), wakes=True)
+
+    def _release_claimed(self, claimed: attempts.Claimed | None) -> None:
+        if claimed is not None:
+            self._release_soon(claimed.claims)
+
+    async def _with_prompts(self, claims: Sequence[Claim]) -> list[Claim]:
+        """Load the prompts that lie in files; fail the jobs whose prompt cannot be read."""
+        loaded: list[Claim] = []
+        for claim in claims:
+            if claim.job.prompt_file_path is None:
+                loaded.append(claim)
+                continue
+            try:
+                prompt = await texts.load_prompt(self._backend, claim.job)
+            except OutputError as error:
+                await self.fail(claim, error, error_type="prompt_unreadable")
+            else:
+                loaded.append(claim.model_copy(update={"job": claim.job.with_prompt(prompt)}))
+        return loaded

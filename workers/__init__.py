@@ -1,0 +1,16 @@
+"""Workers: programs that claim jobs, do them with the handlers that they are given, and report back.
+
+Example:
+    >>> worker = Worker(store, concurrency=16)
+    >>> @worker.handles("implementation_plan", timeout=600)
+    ... async def plan(job: JobContext) -> None:
+    ...     async for text in ask_model(job.prompt):
+    ...         await job.write(text)
+    >>> await worker.run()
+"""
+
+from jobstore.workers.context import JobContext
+from jobstore.workers.outcomes import Cancel, Fail, Outcome, Retry, Snooze
+from jobstore.workers.worker import Worker
+
+__all__ = ["Cancel", "Fail", "JobContext", "Outcome", "Retry", "Snooze", "Worker"]

@@ -1,0 +1,99 @@
+"""What a handler raises to say how its job goes on, other than by returning its answer."""
+
+from __future__ import annotations
+
+import random
+from abc import abstractmethod
+
+from jobstore import Claim, Job
+from jobstore.repositories.jobs import JobRepository
+
+BACKOFF_BASE, BACKOFF_CAP = 1.0, 300.0
+
+
+class Outcome(Exception):
+    """The base of the outcomes that a handler raises."""
+
+    @abstractmethod
+    async def report(self, jobs: JobRepository, claim: Claim, wait: float) -> Job:
+        """Record it; `wait` is how many seconds the worker would put off a retry."""
+
+
+class Retry(Outcome):
+    """Try the job again while attempts remain, else it has failed.
+
+    Args:
+        after: Seconds until then; None leaves it to the worker's backoff.
+        reason: What went wrong.
+        error_type: A short name of it.
+    """
+
+    def __init__(self, after: float | None = None, reason: str = "", *, error_type: str = "retry") -> None:
+        self.after = after
+        self.reason = reason
+        self.error_type = error_type
+        super().__init__(reason)
+
+    async def report(self, jobs: JobRepository, claim: Claim, wait: float) -> Job:
+        """Running → scheduled, or failed when the attempts are used up."""
+        after = wait if self.after is None else self.after
+        return await jobs.fail(claim, self.reason, retry_in=after, error_type=self.error_type)
+
+
+class Fail(Outcome):
+    """The job has failed for good.
+
+    Args:
+        reason: What went wrong.
+        error_type: A short name of it.
+    """
+
+    def __init__(self, reason: str = "", *, error_type: str = "failed") -> None:
+        self.reason = reason
+        self.error_type = error_type
+        super().__init__(reason)
+
+    async def report(self, jobs: JobRepository, claim: Claim, wait: float) -> Job:  # noqa: ARG002
+        """Running → failed."""
+        return await jobs.fail(claim, self.reason, error_type=self.error_type)
+
+
+class Snooze(Outcome):
+    """Put the job off; this attempt does not count.
+
+    Args:
+        seconds: For how long.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        super().__init__(f"for {seconds} s")
+
+    async def report(self, jobs: JobRepository, claim: Claim, wait: float) -> Job:  # noqa: ARG002
+        """Running → scheduled."""
+        return await jobs.snooze(claim, self.seconds)
+
+
+class Cancel(Outcome):
+    """The job is not wanted any more.
+
+    Args:
+        reason: Why.
+    """
+
+    def __init__(self, reason: str = "") -> None:
+        self.reason = reason
+        super().__init__(reason)
+
+    async def report(self, jobs: JobRepository, claim: Claim, wait: float) -> Job:  # noqa: ARG002
+        """Running → canceled."""
+        return await jobs.cancel_claimed(claim, self.reason)
+
+
+def backoff(attempts_used: int) -> float:
+    """Return how many seconds to wait after so many attempts: exponential, with full jitter.
+
+    The scheme is "Full Jitter" of https://aws.amazon.com/builders-library/timeouts-retries-and-backoff-with-jitter/.
+    """
+    ceiling = min(BACKOFF_CAP, BACKOFF_BASE * 2.0 ** min(attempts_used, 32))
+    return random.uniform(0.0, ceiling)  # noqa: S311 - jitter, not a secret
