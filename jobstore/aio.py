@@ -14,8 +14,11 @@ P = ParamSpec("P")
 
 
 async def in_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Run a blocking function in a thread; cancelled, wait for its end and then raise the cancellation."""
-    return await anyio.to_thread.run_sync(lambda: function(*args, **kwargs))
+    """Run a blocking function in a thread; cancelled, wait for its end and then raise the cancellation.
+
+    anyio's own shield holds back its cancel scopes, but not `asyncio.Task.cancel`.
+    """
+    return await finish(anyio.to_thread.run_sync(lambda: function(*args, **kwargs)))
 
 
 async def finish(work: Coroutine[Any, Any, T]) -> T:

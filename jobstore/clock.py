@@ -24,8 +24,8 @@ def to_milliseconds(moment: datetime) -> int:
 
 
 def from_milliseconds(milliseconds: int) -> datetime:
-    """Return milliseconds since the Unix epoch as an aware datetime in UTC."""
-    return datetime.fromtimestamp(milliseconds / 1000, UTC)
+    """Return milliseconds since the Unix epoch as an aware datetime in UTC, exactly."""
+    return _EPOCH + milliseconds * _MILLISECOND
 
 
 def seconds(duration: float) -> int:
