@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shlex
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -235,7 +236,7 @@ class JobStore:
         check_applied(steps, applied)
         pending = pending_steps(steps, applied)
         if pending:
-            command = f"python -m jobstore.migrate --db {self.path}"
+            command = f"python -m jobstore.migrate --db {shlex.quote(str(self.path))}"
             raise MigrationRequired(tuple(step.name for step in pending), command)
 
 
