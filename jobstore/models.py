@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from datetime import datetime
-from typing import Annotated, Any, ClassVar, Generic, NamedTuple, NoReturn, Self, TypeVar
+from datetime import UTC, datetime
+from typing import Annotated, Any, ClassVar, Generic, NamedTuple, Self, TypeVar
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, JsonValue, ValidationError
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, JsonValue, TypeAdapter, ValidationError
 
 from jobstore.clock import from_milliseconds
 from jobstore.errors import InvalidArgument, InvalidJob
@@ -17,6 +17,8 @@ T = TypeVar("T")
 
 MIN_PRIORITY, MAX_PRIORITY = -(2**31), 2**31 - 1
 
+_MIN_MOMENT, _MAX_MOMENT = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
+
 _STATUS = {status.value: status for status in JobStatus}
 _OUTCOME = {outcome.value: outcome for outcome in AttemptOutcome}
 
@@ -25,34 +27,87 @@ class _Model(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
-def encode_text(field: str, text: object) -> bytes:
+def encode_text(field: str, text: object, refusal: type[InvalidArgument] = InvalidJob) -> bytes:
     """Return a text as UTF-8.
 
     Raises:
-        InvalidJob: It is no text, or holds a lone surrogate, which no file or database can keep.
+        InvalidArgument: It is no text, or holds a lone surrogate, which no file or database can keep.
     """
     if not isinstance(text, str):
-        raise InvalidJob(field, f"must be a str, not {type(text).__name__}")
+        raise refusal(field, f"must be a str, not {type(text).__name__}")
     try:
         return text.encode()
     except UnicodeEncodeError as error:
-        raise InvalidJob(field, f"holds a lone surrogate at index {error.start}, which cannot be stored") from None
+        index = error.start
+    # Out here, because that error quotes the whole text and would stay behind as this one's context.
+    raise refusal(field, f"holds a lone surrogate at index {index}, which cannot be stored")
 
 
-def encode_json(field: str, value: object) -> str:
-    """Return a value as JSON text.
+def encode_json(field: str, value: object, refusal: type[InvalidArgument] = InvalidArgument) -> str:
+    """Return a value as JSON text that reads back as the same value.
 
     Raises:
-        InvalidArgument: JSON cannot express it.
+        InvalidArgument: JSON cannot express it, or it holds a lone surrogate.
     """
     try:
-        return json.dumps(value, allow_nan=False, separators=(",", ":"))
-    except (TypeError, ValueError, RecursionError) as error:
-        raise InvalidArgument(field, f"must be JSON: {type(error).__name__}") from None
+        _JSON.validate_python(value)
+    except ValidationError as error:
+        _, reason = first_problem(error)
+    else:
+        return dump_json(field, value, refusal)
+    raise refusal(field, f"must be JSON: {reason}")
 
 
-class Usage(_Model):
-    """Tokens and cost of a model's answer. A field that is None is unknown and changes nothing."""
+def dump_json(field: str, value: object, refusal: type[InvalidArgument] = InvalidArgument) -> str:
+    """Return as JSON text what was validated before.
+
+    Raises:
+        InvalidArgument: It holds a lone surrogate, or an integer of thousands of digits.
+    """
+    try:
+        text = _dumps(value)
+        text.encode()
+    except UnicodeEncodeError:
+        reason = "holds a lone surrogate, which cannot be stored"
+    except ValueError:
+        reason = "holds a number with too many digits"
+    else:
+        return text
+    raise refusal(field, reason)
+
+
+def first_problem(error: ValidationError) -> tuple[str, str]:
+    """Return the first offending field and what is wrong with it, without the input that pydantic quotes."""
+    first = error.errors(include_input=False, include_url=False, include_context=False)[0]
+    return str(first["loc"][0]) if first["loc"] else "", first["msg"]
+
+
+_JSON: TypeAdapter[JsonValue] = TypeAdapter(JsonValue, config=ConfigDict(strict=True, allow_inf_nan=False))
+_dumps = json.JSONEncoder(allow_nan=False, ensure_ascii=False, check_circular=False, separators=(",", ":")).encode
+
+
+class _Input(_Model):
+    """What users make themselves."""
+
+    def __init__(self, **fields: Any) -> None:  # noqa: ANN401 - pydantic validates them
+        if problem := self._validate(fields):
+            raise InvalidJob(*problem)
+
+    def _validate(self, fields: dict[str, Any]) -> tuple[str, str] | None:
+        """Fill the model, or return the first offending field and what is wrong with it."""
+        try:
+            super().__init__(**fields)
+        except ValidationError as error:  # it quotes its input, which is nobody else's to read
+            return first_problem(error)
+        return None
+
+
+class Usage(_Input):
+    """Tokens and cost of a model's answer. A field that is None is unknown and changes nothing.
+
+    Raises:
+        InvalidJob: A field cannot be accepted; it names the field.
+    """
 
     input_tokens: Annotated[int, Field(ge=0)] | None = None
     """All tokens of the request, those read from or written to a cache included."""
@@ -77,8 +132,12 @@ class Text(NamedTuple):
     written_at: int | None = None
     """When the file was begun, in milliseconds: an old one must not be committed any more."""
 
+    def __repr__(self) -> str:
+        """Name the file, never the text."""
+        return f"<Text of {self.size} bytes in {self.file_path or 'its row'}>"
 
-class NewJob(_Model):
+
+class NewJob(_Input):
     """A job to be enqueued; construction validates every field.
 
     Raises:
@@ -108,44 +167,38 @@ class NewJob(_Model):
     _NAMES: ClassVar = ("task_type", "api_type", "model_used", "session_id", "idempotency_key")
 
     def __init__(self, **fields: Any) -> None:  # noqa: ANN401 - pydantic validates them
-        try:
-            super().__init__(**fields)
-        except ValidationError as error:
-            _refuse(error)
+        super().__init__(**fields)
         encode_text("prompt", self.prompt)
         for name in self._NAMES:
             check_name(name, getattr(self, name))
+        if self.metadata:
+            dump_json("metadata", self.metadata, InvalidJob)
+        if self.run_at is not None and not _MIN_MOMENT <= self.run_at <= _MAX_MOMENT:
+            raise InvalidJob("run_at", "must lie in the years 1 to 9999 of UTC")
 
 
-def check_name(field: str, value: str | None) -> None:
+def check_name(field: str, value: str | None, refusal: type[InvalidArgument] = InvalidJob) -> None:
     """Check a short text that identifies something.
 
     Raises:
-        InvalidJob: It holds a NUL character or a lone surrogate.
+        InvalidArgument: It holds a NUL character or a lone surrogate.
     """
     if value is None or (value.isascii() and "\0" not in value):
         return
-    encode_text(field, value)
+    encode_text(field, value, refusal)
     if "\0" in value:
-        raise InvalidJob(field, "must not hold NUL characters")
+        raise refusal(field, "must not hold NUL characters")
 
 
-def check_identifier(field: str, value: object) -> None:
+def check_identifier(field: str, value: object, refusal: type[InvalidArgument] = InvalidJob) -> None:
     """Check a name that must be there, such as a worker's.
 
     Raises:
-        InvalidJob: It is no text, empty, or holds a NUL character or a lone surrogate.
+        InvalidArgument: It is no text, empty, or holds a NUL character or a lone surrogate.
     """
     if not isinstance(value, str) or not value:
-        raise InvalidJob(field, "must be a str that is not empty")
-    check_name(field, value)
-
-
-def _refuse(error: ValidationError) -> NoReturn:
-    """Name the first offending field. The cause is cut, because pydantic quotes its input."""
-    first = error.errors(include_input=False, include_url=False, include_context=False)[0]
-    field = str(first["loc"][0]) if first["loc"] else "job"
-    raise InvalidJob(field, first["msg"]) from None
+        raise refusal(field, "must be a str that is not empty")
+    check_name(field, value, refusal)
 
 
 class Job(_Model):
@@ -214,7 +267,7 @@ class Job(_Model):
                 "updated_at": from_milliseconds(row["updated_at"]),
                 "started_at": _moment(row["started_at"]),
                 "finished_at": _moment(row["finished_at"]),
-                "metadata": json.loads(row["metadata"]),
+                "metadata": {} if row["metadata"] == "{}" else json.loads(row["metadata"]),
                 "prompt": None if row["prompt_file_path"] is not None else row.get("prompt"),
                 "response": row.get("response"),
             },
@@ -375,6 +428,7 @@ def _moment(milliseconds: int | None) -> datetime | None:
 
 
 M = TypeVar("M", bound=BaseModel)
+_FIELDS: dict[type[BaseModel], set[str]] = {model: set(model.model_fields) for model in (Job, Claim, Attempt, Session)}
 _set = object.__setattr__
 
 
@@ -386,7 +440,7 @@ def _trusted(model: type[M], values: dict[str, Any]) -> M:
     """
     instance = model.__new__(model)
     _set(instance, "__dict__", values)
-    _set(instance, "__pydantic_fields_set__", set(values))
+    _set(instance, "__pydantic_fields_set__", _FIELDS[model])
     _set(instance, "__pydantic_extra__", None)
     _set(instance, "__pydantic_private__", None)
     return instance

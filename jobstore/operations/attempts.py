@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from jobstore.errors import LeaseLost, OutputError
 from jobstore.lifecycle import WORKER_LOST, AttemptOutcome, JobStatus
-from jobstore.models import Attempt, Claim, Heartbeat, Job, NewJob, Text, Usage, encode_json
+from jobstore.models import Attempt, Claim, Heartbeat, Job, NewJob, Text, Usage, dump_json
 from jobstore.operations.jobs import COLUMNS, LIGHT_COLUMNS, MAX_ROWS, NEXT_DUE, check_age, insert, new_row
 from jobstore.sql import Operation, Row, Value, dialect, execute, execute_many, fetch_all, fetch_one, placeholders
 
@@ -465,7 +465,7 @@ def _merged_metadata(claim: Claim, changes: dict[str, object] | None) -> Operati
     if not changes:
         return None
     row = yield from fetch_one("SELECT metadata FROM background_jobs WHERE id = :job_id", job_id=claim.job_id)
-    return encode_json("metadata", json.loads(_held(row, claim)["metadata"]) | changes)
+    return dump_json("metadata", json.loads(_held(row, claim)["metadata"]) | changes)
 
 
 def _completed_before(claim: Claim) -> Operation[Job]:

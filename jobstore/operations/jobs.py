@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from jobstore.clock import to_milliseconds
 from jobstore.errors import ConstraintFailed, InvalidTransition, JobNotFound, OutputError, SessionNotFound
 from jobstore.lifecycle import TERMINAL, WAITING, JobStatus
-from jobstore.models import Job, NewJob, Text, encode_json
+from jobstore.models import Job, NewJob, Text, dump_json
 from jobstore.sql import Operation, Row, Value, execute, fetch_all, fetch_one, placeholders
 
 MAX_ROWS = 1000
@@ -76,7 +76,7 @@ def new_row(now: int, job_id: str, new: NewJob, prompt: Text) -> dict[str, Value
         "prompt_file_path": prompt.file_path,
         "prompt_bytes": prompt.size,
         "prompt_sha256": prompt.sha256,
-        "metadata": encode_json("metadata", new.metadata) if new.metadata else "{}",
+        "metadata": dump_json("metadata", new.metadata) if new.metadata else "{}",
         "prompt": "" if prompt.inline is None else prompt.inline,
     }
 
