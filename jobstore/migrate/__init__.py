@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from jobstore.migrate.runner import Migrator, Result
+from jobstore.migrate.runner import Migrator, Result, Status
 from jobstore.migrate.steps import Step, check_applied, load_steps, pending_steps
 
-__all__ = ["Migrator", "Result", "Step", "check_applied", "load_steps", "pending_steps"]
+__all__ = ["Migrator", "Result", "Status", "Step", "check_applied", "load_steps", "pending_steps"]

@@ -7,14 +7,15 @@ from collections.abc import Mapping
 
 
 def has_table(connection: sqlite3.Connection, table: str) -> bool:
-    """Return whether there is such a table."""
-    found = connection.execute("SELECT 1 FROM sqlite_schema WHERE type = 'table' AND name = ?", (table,))
-    return found.fetchone() is not None
+    """Return whether there is such a table, in any case of letters, as in SQL."""
+    sql = "SELECT 1 FROM sqlite_schema WHERE type = 'table' AND name = ? COLLATE NOCASE"
+    return connection.execute(sql, (table,)).fetchone() is not None
 
 
 def has_column(connection: sqlite3.Connection, table: str, column: str) -> bool:
-    """Return whether a table has such a column; False where there is no such table."""
-    return column in _columns(connection, table)
+    """Return whether a table has such a column, in any case of letters; False where there is no such table."""
+    sql = "SELECT 1 FROM pragma_table_xinfo(?) WHERE name = ? COLLATE NOCASE"
+    return connection.execute(sql, (table, column)).fetchone() is not None
 
 
 def rebuild_table(
@@ -35,9 +36,16 @@ def rebuild_table(
 
     Raises:
         ValueError: There is no such table, `create` does not name `{table}`, or foreign keys are on.
+        sqlite3.Error: The rows do not fit the new definition, or an index or a trigger names a column that it
+            lacks: drop that one first.
 
     Example:
-        >>> rebuild_table(connection, "pets", "CREATE TABLE {table} (name TEXT NOT NULL)", {"name": "coalesce(name, '?')"})
+        >>> rebuild_table(
+        ...     connection,
+        ...     "pets",
+        ...     "CREATE TABLE {table} (name TEXT NOT NULL) STRICT",
+        ...     {"name": "coalesce(name, '?')"},
+        ... )
     """
     if not has_table(connection, table):
         raise ValueError(f"there is no table {table}")
@@ -46,27 +54,40 @@ def rebuild_table(
     if connection.execute("PRAGMA foreign_keys").fetchone()[0]:
         raise ValueError("foreign keys are on: dropping the old table would delete its children's rows")
     dependants = connection.execute(
-        "SELECT sql FROM sqlite_schema WHERE tbl_name = ? AND type IN ('index', 'trigger') AND sql IS NOT NULL",
+        "SELECT sql FROM sqlite_schema"
+        " WHERE tbl_name = ? COLLATE NOCASE AND type IN ('index', 'trigger') AND sql IS NOT NULL",
         (table,),
     ).fetchall()
     old, new = _quoted(table), _quoted(f"{table}_rebuilt")
-    connection.execute(create.replace("{table}", new))
-    kept = set(_columns(connection, table))
-    sources = {name: _quoted(name) for name in _columns(connection, f"{table}_rebuilt") if name in kept}
-    sources |= dict(values or {})
-    names = ", ".join(map(_quoted, sources))
-    connection.execute(f"INSERT INTO {new} ({names}) SELECT {', '.join(sources.values())} FROM {old}")
+    # Only where it is created: a reference of the table to itself means the name that it ends up with.
+    connection.execute(create.replace("{table}", new, 1).replace("{table}", old))
+    _copy_rows(connection, table, f"{table}_rebuilt", values or {})
     connection.execute(f"DROP TABLE {old}")
-    # Or renaming would stumble over views and triggers of other tables, which name a table that is gone just now.
-    connection.execute("PRAGMA legacy_alter_table=ON")
-    connection.execute(f"ALTER TABLE {new} RENAME TO {old}")
-    connection.execute("PRAGMA legacy_alter_table=OFF")
+    _rename(connection, new, old)
     for (sql,) in dependants:
         connection.execute(sql)
 
 
-def _columns(connection: sqlite3.Connection, table: str) -> list[str]:
-    return [row[0] for row in connection.execute("SELECT name FROM pragma_table_info(?)", (table,))]
+def _copy_rows(connection: sqlite3.Connection, old: str, new: str, values: Mapping[str, str]) -> None:
+    kept = {name.lower() for name in _columns(connection, old, generated=True)}
+    copied = [name for name in _columns(connection, new, generated=False) if name.lower() in kept]
+    sources = {name: _quoted(name) for name in copied if name not in values} | dict(values)
+    names, expressions = ", ".join(map(_quoted, sources)), ", ".join(sources.values())
+    connection.execute(f"INSERT INTO {_quoted(new)} ({names}) SELECT {expressions} FROM {_quoted(old)}")
+
+
+def _rename(connection: sqlite3.Connection, new: str, old: str) -> None:
+    """Rename without a look at views and other tables' triggers: they name a table that is gone just now."""
+    connection.execute("PRAGMA legacy_alter_table=ON")
+    try:
+        connection.execute(f"ALTER TABLE {new} RENAME TO {old}")
+    finally:
+        connection.execute("PRAGMA legacy_alter_table=OFF")
+
+
+def _columns(connection: sqlite3.Connection, table: str, *, generated: bool) -> list[str]:
+    pragma = "pragma_table_xinfo" if generated else "pragma_table_info"
+    return [row[0] for row in connection.execute(f"SELECT name FROM {pragma}(?)", (table,))]
 
 
 def _quoted(name: str) -> str:

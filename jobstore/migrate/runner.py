@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import os
+import contextlib
 import sqlite3
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
+from typing import NamedTuple
 
-from jobstore.clock import from_milliseconds, system_clock
+from jobstore.clock import Clock, from_milliseconds, system_clock
 from jobstore.engines.sqlite import connect_writer
 from jobstore.engines.sqlite_driver import begin, roll_back, translate
-from jobstore.errors import DatabaseNotFound, SchemaMismatch
+from jobstore.errors import DatabaseError, JobStoreError, SchemaMismatch, StatementFailed
+from jobstore.migrate.files import back_up, create_private, is_there, look
+from jobstore.migrate.helpers import has_column, has_table
 from jobstore.migrate.steps import Step, check_applied, load_steps, pending_steps
 from jobstore.models import AppliedMigration
 
@@ -26,6 +29,14 @@ _RECORDS = """
         applied_at INTEGER NOT NULL
     ) STRICT
 """
+_NOT_FOR_STEPS = frozenset({sqlite3.SQLITE_TRANSACTION, sqlite3.SQLITE_ATTACH, sqlite3.SQLITE_DETACH})
+
+
+class Status(NamedTuple):
+    """How a database compares with this version."""
+
+    applied: list[AppliedMigration]
+    pending: list[Step]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,155 +61,159 @@ class Migrator:
         >>> Migrator(Path("jobs.db")).run()
     """
 
-    def __init__(
-        self, path: Path, steps: Sequence[Step] | None = None, clock: Callable[[], int] = system_clock
-    ) -> None:
+    def __init__(self, path: Path, steps: Sequence[Step] | None = None, clock: Clock = system_clock) -> None:
         self._path = path
         self._steps = load_steps() if steps is None else list(steps)
         self._clock = clock
 
-    def status(self) -> tuple[list[AppliedMigration], list[Step]]:
-        """Return what was applied and what is pending. Only reads.
+    def status(self) -> Status:
+        """Return what was applied and what is pending. It changes nothing, not even times of files.
 
         Raises:
-            DatabaseError: The file cannot be read, or does not fit this version.
+            DatabaseError: There cannot be such a file, it cannot be read, or it does not fit this version.
         """
-        if not self._path.exists():
-            return [], list(self._steps)
-        connection = self._connect()
-        try:
-            applied = self._read_applied(connection)
-        finally:
-            connection.close()
-        return applied, pending_steps(self._steps, applied)
+        applied = look(self._path, _read_applied) if is_there(self._path) else []
+        check_applied(self._steps, applied)
+        return Status(applied, pending_steps(self._steps, applied))
 
-    def run(self, announce: Callable[[Step], None] = lambda _: None) -> Result:
+    def run(
+        self,
+        announce: Callable[[Step], None] = lambda _: None,
+        backed_up: Callable[[Path], None] = lambda _: None,
+    ) -> Result:
         """Apply what is pending, after a backup of what is there.
+
+        No other program can write between the backup and the end of the first step, so the backup is exactly
+        what the migration found. Several migrators at once are fine: each step is applied by one of them.
 
         Args:
             announce: Called with each step before it is applied.
+            backed_up: Called with the path of the backup once it is made.
 
         Raises:
             DatabaseError: A step failed, and was undone; those before it remain. Or the file does not fit.
         """
-        _, pending = self.status()
-        if not pending:
+        if not self.status().pending:
             return Result([], None)
-        _create_private(self._path)
-        connection = self._connect()
-        try:
-            backup = self._back_up(connection)
-            _make_ready(connection)
-            applied = [step.name for step in self._steps if self._apply(connection, step, announce)]
-        finally:
-            connection.close()
-        return Result(applied, backup)
+        create_private(self._path)
+        with contextlib.closing(self._connect()) as connection:
+            _prepare_if_empty(connection)
+            return self._apply_all(connection, announce, backed_up)
 
     def _connect(self) -> sqlite3.Connection:
         connection = connect_writer(self._path, "full")
-        try:
-            # Before any transaction, where it would be a silent no-op. See the guide: dropping a table that is
-            # rebuilt would delete its children's rows.
-            connection.execute("PRAGMA foreign_keys=OFF")
-        except sqlite3.Error as error:
-            connection.close()
-            raise translate(error) from error
+        # Before any transaction, where it would be a silent no-op. See the guide: dropping a table that is
+        # rebuilt would delete its children's rows.
+        connection.execute("PRAGMA foreign_keys=OFF")
         return connection
 
-    def _read_applied(self, connection: sqlite3.Connection) -> list[AppliedMigration]:
-        try:
-            recorded = connection.execute("SELECT 1 FROM sqlite_schema WHERE name = 'migrations'").fetchone()
-            sql = "SELECT name, checksum, applied_at FROM migrations ORDER BY name"
-            rows = connection.execute(sql).fetchall() if recorded else []
-        except sqlite3.Error as error:
-            raise translate(error) from error
-        applied = [
-            AppliedMigration(name=name, checksum=checksum, applied_at=from_milliseconds(at))
-            for name, checksum, at in rows
-        ]
+    def _apply_all(
+        self, connection: sqlite3.Connection, announce: Callable[[Step], None], backed_up: Callable[[Path], None]
+    ) -> Result:
+        applied: list[str] = []
+        backup: Path | None = None
+        for step in self._steps:
+            with _transaction(connection):
+                if not self._is_pending(connection, step):
+                    continue
+                if not applied and not _is_empty(connection):
+                    backup = back_up(self._path)
+                    backed_up(backup)
+                announce(step)
+                self._apply(connection, step)
+            applied.append(step.name)
+        return Result(applied, backup)
+
+    def _is_pending(self, connection: sqlite3.Connection, step: Step) -> bool:
+        """Ask again, within the transaction: another migrator may have been here meanwhile."""
+        applied = _read_applied(connection)
         check_applied(self._steps, applied)
-        return applied
+        return step in pending_steps(self._steps, applied)
 
-    def _back_up(self, connection: sqlite3.Connection) -> Path | None:
-        """Copy a database that holds anything to a file beside it, durably, and return its path."""
-        if connection.execute("SELECT 1 FROM sqlite_schema LIMIT 1").fetchone() is None:
-            return None
-        target = _free_name(self._path)
+    def _apply(self, connection: sqlite3.Connection, step: Step) -> None:
+        """Make a step's change and its record, ready to be committed together."""
+        connection.execute(_RECORDS)
+        orphans = _count_orphans(connection)
         try:
-            copy = sqlite3.connect(target)
-            try:
-                connection.backup(copy)  # in one step: between several, another's write would start it anew
-            finally:
-                copy.close()
-        except sqlite3.Error as error:
-            raise translate(error) from error
-        _sync_folder(target.parent)
-        return target
-
-    def _apply(self, connection: sqlite3.Connection, step: Step, announce: Callable[[Step], None]) -> bool:
-        """Apply a step unless it is applied; asked within the transaction, because another migrator may have."""
-        begin(connection, BUSY_DEADLINE)
-        try:
-            connection.execute(_RECORDS)
-            if step not in pending_steps(self._steps, self._read_applied(connection)):
-                return False
-            announce(step)
-            step.apply(connection)
-            violation = connection.execute("PRAGMA foreign_key_check").fetchone()
-            if violation is not None:
-                raise SchemaMismatch(
-                    f"step {step.name} leaves rows of {violation[0]} without {violation[2]}", (step.name,)
-                )
-            record = (step.name, step.checksum, self._clock())
-            connection.execute("INSERT INTO migrations (name, checksum, applied_at) VALUES (?, ?, ?)", record)
-            connection.execute("COMMIT")
-        except sqlite3.Error as error:
-            raise SchemaMismatch(f"step {step.name} failed and was undone: {error}", (step.name,)) from error
-        finally:
-            roll_back(connection)
-        return True
+            with _without_transactions(connection):
+                step.apply(connection)
+        except Exception as error:
+            raise _failure(step, error) from error
+        if made := _count_orphans(connection) - orphans:
+            child, parent = next(iter(made))
+            raise SchemaMismatch(
+                f"step {step.name} was undone: it leaves rows of {child} whose {parent} does not exist", (step.name,)
+            )
+        record = (step.name, step.checksum, self._clock())
+        connection.execute("INSERT INTO migrations (name, checksum, applied_at) VALUES (?, ?, ?)", record)
 
 
-def _create_private(path: Path) -> None:
-    """Create an empty file that only its owner can read; SQLite's own files inherit that."""
-    if not path.parent.is_dir():
-        raise DatabaseNotFound(str(path), f"the folder {path.parent} does not exist")
+@contextlib.contextmanager
+def _transaction(connection: sqlite3.Connection) -> Iterator[None]:
+    """Commit what is done within, or nothing of it."""
+    begin(connection, BUSY_DEADLINE)
     try:
-        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
-    except FileExistsError:
-        return
-    except OSError as error:
-        raise DatabaseNotFound(str(path), f"it cannot be created: {error.strerror}") from error
+        yield
+        connection.execute("COMMIT")
+    except sqlite3.Error as error:
+        raise translate(error) from error
+    finally:
+        roll_back(connection)
 
 
-def _make_ready(connection: sqlite3.Connection) -> None:
-    """Set what a database keeps for good; auto_vacuum only takes effect before the first table and before WAL."""
+@contextlib.contextmanager
+def _without_transactions(connection: sqlite3.Connection) -> Iterator[None]:
+    """Refuse statements that would end the step's transaction or lead out of the database."""
+    connection.set_authorizer(lambda action, *_: sqlite3.SQLITE_DENY if action in _NOT_FOR_STEPS else sqlite3.SQLITE_OK)
     try:
-        connection.execute("PRAGMA auto_vacuum=INCREMENTAL")
-        connection.execute("PRAGMA journal_mode=WAL").fetchone()
+        yield
+    finally:
+        connection.set_authorizer(None)
+
+
+def _read_applied(connection: sqlite3.Connection) -> list[AppliedMigration]:
+    if not has_table(connection, "migrations"):
+        return []
+    if not has_column(connection, "migrations", "checksum"):
+        raise SchemaMismatch("the database has a table `migrations` of another program: use another file")
+    rows = connection.execute("SELECT name, checksum, applied_at FROM migrations ORDER BY name").fetchall()
+    return [
+        AppliedMigration(name=name, checksum=checksum, applied_at=from_milliseconds(at)) for name, checksum, at in rows
+    ]
+
+
+def _is_empty(connection: sqlite3.Connection) -> bool:
+    return connection.execute("SELECT 1 FROM sqlite_schema LIMIT 1").fetchone() is None
+
+
+def _prepare_if_empty(connection: sqlite3.Connection) -> None:
+    """Set what a new database keeps for good; auto_vacuum only takes effect before the first table and before WAL.
+
+    Raises:
+        DatabaseError: The file cannot be read or written.
+    """
+    try:
+        if _is_empty(connection):
+            connection.execute("PRAGMA auto_vacuum=INCREMENTAL")
+            connection.execute("PRAGMA journal_mode=WAL").fetchone()
     except sqlite3.Error as error:
         raise translate(error) from error
 
 
-def _free_name(path: Path) -> Path:
-    """Reserve a name for a backup beside the database."""
-    moment = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
-    number = 0
-    while True:
-        target = path.with_name(f"{path.name}.backup-{moment}" + (f"-{number}" if number else ""))
-        try:
-            os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
-        except FileExistsError:
-            number += 1
-        else:
-            return target
+def _count_orphans(connection: sqlite3.Connection) -> Counter[tuple[str, str]]:
+    """Return how many rows lack their parent, by child and parent; a user's own tables may have had some before."""
+    return Counter((child, parent) for child, _, parent, _ in connection.execute("PRAGMA foreign_key_check"))
 
 
-def _sync_folder(folder: Path) -> None:
-    if os.name == "nt":
-        return  # Windows cannot open a folder; its file systems log the names themselves
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _failure(step: Step, error: Exception) -> JobStoreError:
+    """Return what says why a step failed, and that it was undone."""
+    reason = str(error) or type(error).__name__
+    if isinstance(error, sqlite3.Error):
+        meaning = translate(error)
+        if not isinstance(meaning, StatementFailed):
+            return meaning
+        if error.sqlite_errorname == "SQLITE_AUTH":
+            reason = "it would begin or end a transaction or attach a database, which is the runner's business"
+    elif isinstance(error, DatabaseError):
+        return error
+    return SchemaMismatch(f"step {step.name} failed and was undone: {reason}", (step.name,))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import re
 import sqlite3
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,10 @@ from jobstore.errors import SchemaMismatch
 from jobstore.models import AppliedMigration
 
 SQLITE_STEPS = Path(migrations.__file__).parent / "sqlite"
+
+_NAME = re.compile(r"\d{4}_\w+\.(?:sql|py)")
+_NOTHING = re.compile(r"(?:\s|--[^\n]*|/\*.*?(?:\*/|\Z))*", re.DOTALL)
+"""Space and comments."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +49,8 @@ class Step:
 
 
 def load_steps(folder: Path = SQLITE_STEPS) -> list[Step]:
-    """Return the steps of a folder in the order in which they are applied."""
-    files = sorted(path for path in folder.iterdir() if path.suffix in {".sql", ".py"} and path.stem[:4].isdigit())
+    """Return the steps of a folder, files named `NNNN_what_it_does`, in the order in which they are applied."""
+    files = sorted(path for path in folder.iterdir() if _NAME.fullmatch(path.name))
     return [
         Step(path.stem, path, hashlib.sha256(path.read_bytes().replace(b"\r\n", b"\n")).hexdigest()) for path in files
     ]
@@ -80,20 +85,17 @@ def pending_steps(steps: Sequence[Step], applied: Sequence[AppliedMigration]) ->
 def split_statements(script: str) -> Iterator[str]:
     """Yield the statements of an SQL script, triggers whole.
 
-    `executescript` would commit first, and splitting at semicolons would cut triggers apart.
+    `executescript` would commit first, and splitting at semicolons would cut triggers, texts and comments apart.
+
+    Raises:
+        ValueError: The script ends within a statement.
     """
     statement = ""
-    for part in script.split(";"):
+    *parts, rest = script.split(";")
+    for part in parts:
         statement += part + ";"
         if sqlite3.complete_statement(statement):
-            if sqlite3.complete_statement(_without_comments(statement)) and _without_comments(statement) != ";":
-                yield statement.strip()
+            yield statement.strip()
             statement = ""
-    rest = _without_comments(statement.removesuffix(";"))
-    if rest:
-        raise SchemaMismatch(f"the script ends within a statement: {rest[:60]!r}")
-
-
-def _without_comments(sql: str) -> str:
-    lines = (line for line in sql.splitlines() if not line.lstrip().startswith("--"))
-    return "\n".join(lines).strip()
+    if not _NOTHING.fullmatch(statement + rest):
+        raise ValueError("the script ends within a statement: end each with a semicolon")

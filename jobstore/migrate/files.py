@@ -1,0 +1,132 @@
+"""What a migration does with files: find the database, make a new one, look into one, copy one before it is changed."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import sqlite3
+import stat
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TypeVar
+from urllib.parse import quote
+
+from jobstore.engines.sqlite_driver import translate
+from jobstore.errors import DatabaseError, DatabaseNotFound, DiskFailed, DiskFull, ReadOnlyDatabase
+
+T = TypeVar("T")
+
+
+def is_there(path: Path) -> bool:
+    """Return whether there is a file; without one, there is at least the folder for it.
+
+    Raises:
+        DatabaseNotFound: It is a folder, or there is no such folder, or it cannot be told.
+    """
+    try:
+        kind = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        if not path.parent.is_dir():
+            raise DatabaseNotFound(str(path), f"the folder {path.parent} does not exist") from None
+        return False
+    except OSError as error:
+        raise DatabaseNotFound(str(path), f"it cannot be looked at: {error.strerror}") from error
+    if stat.S_ISDIR(kind):
+        raise DatabaseNotFound(str(path), "it is a folder; name a file in it")
+    return True
+
+
+def create_private(path: Path) -> bool:
+    """Create an empty file that only its owner can read, unless there is one; SQLite's own files inherit that.
+
+    Returns:
+        Whether it was created.
+
+    Raises:
+        ReadOnlyDatabase: The folder cannot be written.
+        DatabaseError: It cannot be created for another reason.
+    """
+    try:
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+    except FileExistsError:
+        return False
+    except OSError as error:
+        raise _cannot_create(path, error) from error
+    return True
+
+
+def look(path: Path, read: Callable[[sqlite3.Connection], T]) -> T:
+    """Let a function read a database, leaving no trace in it or beside it.
+
+    Raises:
+        DatabaseError: It cannot be read.
+    """
+    logs = (Path(f"{path}-wal"), Path(f"{path}-journal"))
+    if not any(log.exists() for log in logs):
+        # Nothing but the file: so it can be read as what never changes. An ordinary reader would leave a log and
+        # its index behind. Should a writer come at this very moment, the second look is the one that counts.
+        with contextlib.suppress(sqlite3.Error):
+            return _look(path, "mode=ro&immutable=1", read)
+    try:
+        return _look(path, "mode=ro", read)
+    except sqlite3.Error as error:
+        raise translate(error) from error
+
+
+def back_up(path: Path) -> Path:
+    """Copy what is committed in a database to a new file beside it, durably, and return the copy's path.
+
+    Raises:
+        DatabaseError: It cannot be written. What was begun is removed.
+    """
+    target = _new_backup(path)
+    try:
+        _look(path, "mode=ro", lambda source: _copy(source, target))
+        _sync_folder(target.parent)
+    except sqlite3.Error as error:
+        target.unlink()
+        raise translate(error) from error
+    except BaseException:
+        target.unlink()
+        raise
+    return target
+
+
+def _look(path: Path, options: str, read: Callable[[sqlite3.Connection], T]) -> T:
+    uri = f"file:{quote(os.fsencode(path))}?{options}"
+    with contextlib.closing(sqlite3.connect(uri, uri=True, isolation_level=None)) as connection:
+        return read(connection)
+
+
+def _copy(source: sqlite3.Connection, target: Path) -> None:
+    with contextlib.closing(sqlite3.connect(target)) as copy:
+        source.backup(copy)  # in one step: between several, another's write would start it anew
+
+
+def _new_backup(path: Path) -> Path:
+    """Create an empty file of a name that says when."""
+    moment = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
+    name, number = f"{path.name}.backup-{moment}", 0
+    while not create_private(target := path.with_name(f"{name}-{number}" if number else name)):
+        number += 1
+    return target
+
+
+def _cannot_create(path: Path, error: OSError) -> DatabaseError:
+    if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+        return DiskFull(f"no room to create {path}: free some space and try again")
+    if error.errno in {errno.EACCES, errno.EPERM, errno.EROFS}:
+        return ReadOnlyDatabase(f"{path} cannot be created ({error.strerror}): check the permissions of its folder")
+    return DiskFailed(f"{path} cannot be created: {error.strerror}")
+
+
+def _sync_folder(folder: Path) -> None:
+    if os.name == "nt":
+        return  # Windows cannot open a folder; its file systems log the names themselves
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
