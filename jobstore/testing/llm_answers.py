@@ -1,0 +1,121 @@
+"""What the local LLM server says: scripted answers, and one derived from the prompt where nothing is scripted."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass, field
+from itertools import count
+from typing import Literal, TypeAlias
+
+from jobstore.models import Usage
+
+Ending = Literal["ok", "error", "abort", "early_end"]
+"""`error`: an error event in mid-stream. `abort`: the socket is closed in mid-stream.
+`early_end`: the stream ends cleanly, but without its terminal event."""
+
+LONG_PLAN_BYTES = 1_100_000
+"""How large the answer is, at least, to a prompt whose first line asks for a long plan."""
+
+_ASKS_FOR_LONG_PLAN = re.compile(r"\blong\b.*\bplan\b", re.IGNORECASE)
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{3,40}")
+
+
+@dataclass(frozen=True, slots=True)
+class LLMRequest:
+    """A request as the server understood it."""
+
+    model: str
+    prompt: str = field(repr=False)
+    system: str | None = field(default=None, repr=False)
+    max_tokens: int = 0
+    stream: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """An answer, and how it is delivered.
+
+    Attributes:
+        text: All of it; an ending other than "ok" comes half-way.
+        ending: How the stream ends.
+        stop_reason: Why the model stopped, in the protocol's own word; None is its usual one.
+        error_type: What an "error" ending says, in the protocol's own word; None is "overloaded".
+        usage: Token counts, inclusive; those left out are estimated from the texts, and there is no cache.
+        chunk_size: Characters a piece; None is the server's.
+        delay: Seconds before each piece; None is the server's.
+    """
+
+    text: str = field(repr=False)
+    ending: Ending = "ok"
+    stop_reason: str | None = None
+    error_type: str | None = None
+    usage: Usage = field(default_factory=Usage)
+    chunk_size: int | None = None
+    delay: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """An error response instead of an answer.
+
+    Attributes:
+        status: The HTTP status.
+        message: What the error says.
+        error_type: In the protocol's own word; None is the usual one of the status.
+        error_code: A finer code, where the protocol has one.
+        retry_after: The header of that name: seconds or a date; None leaves it out.
+        headers: Further headers.
+    """
+
+    status: int
+    message: str = "refused by the script"
+    error_type: str | None = None
+    error_code: str | None = None
+    retry_after: float | str | None = None
+    headers: dict[str, str] = field(default_factory=dict)
+
+
+Reply: TypeAlias = Answer | Refusal | str
+Script: TypeAlias = Reply | Callable[[LLMRequest], Reply | Awaitable[Reply]]
+"""What to reply, or a function of the request that says so."""
+
+
+def default_answer(request: LLMRequest) -> Answer:
+    """Answer deterministically from the prompt: briefly, or with at least 1 MB if its first line asks for a long plan.
+
+    Example:
+        >>> default_answer(LLMRequest(model="any", prompt="Explain this: def area(width, height)")).ending
+        'ok'
+    """
+    names = list(dict.fromkeys(_NAME.findall(request.prompt))) or ["nothing"]
+    if _ASKS_FOR_LONG_PLAN.search(request.prompt.partition("\n")[0]):
+        return Answer(_long_plan(names))
+    lines = request.prompt.count("\n") + 1
+    return Answer(
+        "This answer comes from a local stand-in, not from a model.\n\n"
+        f"The prompt has {len(request.prompt):,} characters in {lines:,} lines. "
+        f"It speaks of {', '.join(names[:200])}.\n"
+    )
+
+
+def _long_plan(names: list[str]) -> str:
+    parts, size = [], 0
+    for part in _plan_steps(names):
+        parts.append(part)
+        size += len(part)
+        if size >= LONG_PLAN_BYTES:
+            break
+    return "".join(parts)
+
+
+def _plan_steps(names: list[str]) -> Iterator[str]:
+    yield "# A plan\n\nIt comes from a local stand-in, not from a model, and is long because that was asked for.\n"
+    for number in count(1):
+        first, second, third = (names[(number * stride) % len(names)] for stride in (1, 3, 7))
+        yield (
+            f"\n## Step {number}: {first}\n\n"
+            f"Read what {first} does and who uses it. Write a test that states what {second} promises, "
+            f"see it fail, and change {first} until it passes. Look at {third} before going on: "
+            f"it may rely on the old behaviour. Run the whole suite, then write down what was learnt.\n"
+        )

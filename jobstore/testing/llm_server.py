@@ -1,0 +1,197 @@
+"""A local HTTP server that stands in for an LLM API, so that programs can be run and tested offline, SDK included."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import inspect
+import socket
+from collections import deque
+from itertools import count
+from typing import Self
+
+from jobstore.errors import InvalidArgument, JobStoreError
+from jobstore.testing import llm_anthropic as anthropic
+from jobstore.testing.llm_answers import Answer, LLMRequest, Refusal, Script, default_answer
+
+try:
+    import uvicorn
+    from starlette.applications import Starlette
+    from starlette.requests import Request
+    from starlette.responses import Response
+    from starlette.routing import Route
+    from starlette.types import ASGIApp, Receive, Scope, Send
+except ImportError as error:
+    raise ImportError("jobstore.testing.LLMServer needs a web server: pip install 'jobstore[testing]'") from error
+
+
+class LLMServer:
+    """Speaks Anthropic's Messages API, streamed and whole, on a free port of 127.0.0.1.
+
+    It runs in the event loop that enters it, takes any key, and answers from its script; then with `answer`.
+
+    Args:
+        answer: What to reply when the script is empty; by default something derived from the prompt, and at
+            least 1 MB of it when the prompt's first line asks for a long plan, whatever `max_tokens` says.
+        chunk_size: Characters that a piece of a streamed answer has.
+        delay: Seconds before each piece, and before an answer that is not streamed.
+
+    Attributes:
+        requests: What was asked, in order.
+
+    Raises:
+        InvalidArgument: An argument cannot be accepted; it names the argument.
+
+    Example:
+        >>> async with LLMServer() as server:
+        ...     server.script(Refusal(429, retry_after=2), Answer("Hello!", ending="abort"))
+        ...     client = AsyncAnthropic(api_key="any", base_url=server.url)
+    """
+
+    def __init__(self, answer: Script = default_answer, *, chunk_size: int = 2000, delay: float = 0.0) -> None:
+        if chunk_size < 1:
+            raise InvalidArgument("chunk_size", "must be 1 or more")
+        if not delay >= 0:
+            raise InvalidArgument("delay", "must be a number of seconds, 0 or more")
+        self.answer = answer
+        self.chunk_size = chunk_size
+        self.delay = delay
+        self.requests: list[LLMRequest] = []
+        self._script: deque[Script] = deque()
+        self._request_numbers = count(1)
+        self._server: uvicorn.Server | None = None
+        self._url = ""
+
+    @property
+    def url(self) -> str:
+        """The base URL that an SDK is to be given.
+
+        Raises:
+            JobStoreError: The server does not run.
+        """
+        if self._server is None:
+            raise JobStoreError("the server does not run: use it inside `async with LLMServer() as server:`")
+        return self._url
+
+    def script(self, *replies: Script) -> None:
+        """Let the next requests get these replies, one each, in order."""
+        self._script.extend(replies)
+
+    async def __aenter__(self) -> Self:
+        """Start to serve."""
+        # Without a log_config, uvicorn leaves the program's logging as it is.
+        config = uvicorn.Config(self._application(), http="h11", ws="none", lifespan="off", log_config=None)
+        config.load()
+        server = uvicorn.Server(config)
+        server.lifespan = config.lifespan_class(config)
+        with contextlib.ExitStack() as undo:
+            listener = undo.enter_context(socket.socket())
+            listener.bind(("127.0.0.1", 0))
+            await server.startup(sockets=[listener])  # `serve` would also take over the program's signal handlers
+            undo.pop_all()
+        self._url = "http://127.0.0.1:{1}".format(*listener.getsockname())
+        self._server = server
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Stop at once: what is being answered is cut off."""
+        if self._server is None:
+            return
+        server, self._server = self._server, None
+        for listening in server.servers:
+            listening.close()
+        for connection in list(server.server_state.connections):
+            connection.transport.abort()
+        running = list(server.server_state.tasks)
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+        for listening in server.servers:
+            await listening.wait_closed()
+
+    def _application(self) -> ASGIApp:
+        anything = Route("/{path:path}", self._refuse_unknown, methods=["GET", "POST"])
+        routes = Starlette(routes=[Route(anthropic.PATH, self._answer_message, methods=["POST"]), anything])
+
+        async def application(scope: Scope, receive: Receive, send: Send) -> None:
+            try:
+                await routes(scope, receive, send)
+            except asyncio.CancelledError:
+                if self._server is not None:
+                    raise
+                # The server is being left; uvicorn would log this as a failure of the application.
+
+        return application
+
+    async def _answer_message(self, request: Request) -> ASGIApp:
+        request_id = self._new_request_id()
+        asked = anthropic.read_request(await request.body())
+        if isinstance(asked, Refusal):
+            return _refusal(asked, request_id)
+        self.requests.append(asked)
+        reply = await self._reply(asked)
+        if isinstance(reply, Refusal):
+            return _refusal(reply, request_id)
+        if asked.stream:
+            return self._event_stream(asked, reply, request_id)
+        await asyncio.sleep(self._delay(reply))
+        if reply.ending == "error":
+            return _refusal(Refusal(529, error_type=reply.error_type), request_id)
+        if reply.ending != "ok":
+            return self._hang_up
+        body = anthropic.write_message(asked, reply, request_id)
+        return Response(body, headers=_headers(request_id), media_type="application/json")
+
+    async def _refuse_unknown(self, request: Request) -> ASGIApp:
+        return _refusal(Refusal(404, f"there is no {request.method} {request.url.path} here"), self._new_request_id())
+
+    async def _reply(self, asked: LLMRequest) -> Answer | Refusal:
+        scripted = self._script.popleft() if self._script else self.answer
+        if callable(scripted):
+            made = scripted(asked)
+            scripted = await made if inspect.isawaitable(made) else made
+        return Answer(scripted) if isinstance(scripted, str) else scripted
+
+    def _event_stream(self, asked: LLMRequest, answer: Answer, request_id: str) -> ASGIApp:
+        events = anthropic.write_events(asked, answer, request_id, answer.chunk_size or self.chunk_size)
+        headers = {"content-type": "text/event-stream; charset=utf-8", **_headers(request_id)}
+        raw_headers = [(name.encode(), value.encode()) for name, value in headers.items()]
+
+        async def respond(scope: Scope, receive: Receive, send: Send) -> None:
+            await send({"type": "http.response.start", "status": 200, "headers": raw_headers})
+            for event in events:
+                await asyncio.sleep(self._delay(answer))
+                await send({"type": "http.response.body", "body": event, "more_body": True})
+            if answer.ending == "abort":
+                await self._hang_up(scope, receive, send)
+            else:
+                await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+        return respond
+
+    async def _hang_up(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - an ASGI application
+        """Close the socket when what was sent has left, whatever should have followed."""
+        state = self._server.server_state if self._server is not None else uvicorn.server.ServerState()
+        for connection in list(state.connections):
+            if connection.transport.get_extra_info("peername") == scope["client"]:
+                connection.transport.close()
+        while (await receive())["type"] != "http.disconnect":
+            pass
+
+    def _delay(self, answer: Answer) -> float:
+        return self.delay if answer.delay is None else answer.delay
+
+    def _new_request_id(self) -> str:
+        return f"req_{next(self._request_numbers):024d}"
+
+
+def _refusal(refusal: Refusal, request_id: str) -> Response:
+    headers = {**_headers(request_id), **refusal.headers}
+    if refusal.retry_after is not None:
+        headers["retry-after"] = str(refusal.retry_after)
+    body = anthropic.write_error(refusal, request_id)
+    return Response(body, refusal.status, headers, media_type="application/json")
+
+
+def _headers(request_id: str) -> dict[str, str]:
+    return {anthropic.REQUEST_ID_HEADER: request_id}

@@ -1,0 +1,220 @@
+"""The local LLM server itself: its scripts, its protocol without streaming, its start and its end."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import subprocess
+import sys
+
+import httpx2
+import pytest
+from anthropic import (
+    APIConnectionError,
+    AsyncAnthropic,
+    BadRequestError,
+    NotFoundError,
+    OverloadedError,
+    RateLimitError,
+)
+
+from jobstore import InvalidArgument, JobStoreError
+from jobstore.testing import Answer, LLMRequest, LLMServer, Refusal, default_answer
+from jobstore.testing.llm_answers import LONG_PLAN_BYTES, Ending
+
+MODEL = "claude-haiku-5-5"
+
+
+async def ask(client: AsyncAnthropic, prompt: str = "Say hello") -> str:
+    """Ask without streaming."""
+    message = await client.with_options(max_retries=0).messages.create(
+        model=MODEL, max_tokens=100, messages=[{"role": "user", "content": prompt}]
+    )
+    return "".join(block.text for block in message.content if block.type == "text")
+
+
+async def test_replies_are_taken_in_order_and_then_the_standing_answer(
+    client: AsyncAnthropic, server: LLMServer
+) -> None:
+    server.answer = "standing"
+    server.script("first", Answer("second"), lambda request: f"third: {request.prompt}")
+    assert [await ask(client) for _ in range(5)] == ["first", "second", "third: Say hello", "standing", "standing"]
+    assert [request.model for request in server.requests] == [MODEL] * 5
+
+
+async def test_a_script_may_wait_so_that_a_test_decides_when_the_answer_comes(
+    client: AsyncAnthropic, server: LLMServer
+) -> None:
+    asked, may_answer = asyncio.Event(), asyncio.Event()
+
+    async def answer(request: LLMRequest) -> Answer:
+        asked.set()
+        await may_answer.wait()
+        return Answer(request.prompt.upper())
+
+    server.script(answer)
+    waiting = asyncio.create_task(ask(client))
+    await asked.wait()
+    assert not waiting.done()
+    may_answer.set()
+    assert await waiting == "SAY HELLO"
+
+
+async def test_the_sdks_own_stream_helper_understands_the_stream(client: AsyncAnthropic, server: LLMServer) -> None:
+    server.script(Answer("Hello, world", chunk_size=5, stop_reason="max_tokens"))
+    async with client.messages.stream(
+        model=MODEL, max_tokens=100, messages=[{"role": "user", "content": [{"type": "text", "text": "Greet"}]}]
+    ) as events:
+        message = await events.get_final_message()
+    assert [block.text for block in message.content if block.type == "text"] == ["Hello, world"]
+    assert (message.stop_reason, message.usage.output_tokens) == ("max_tokens", 3)
+    assert server.requests[0].prompt == "Greet"
+
+
+async def test_an_answer_that_is_not_streamed_fails_in_the_same_ways(client: AsyncAnthropic, server: LLMServer) -> None:
+    server.script(Answer("lost", ending="error"), Refusal(429, retry_after=3))
+    with pytest.raises(OverloadedError):
+        await ask(client)
+    with pytest.raises(RateLimitError) as limited:
+        await ask(client)
+    assert limited.value.response.headers["retry-after"] == "3"
+    endings: tuple[Ending, ...] = ("abort", "early_end")
+    for ending in endings:
+        server.script(Answer("lost", ending=ending))
+        with pytest.raises(APIConnectionError):
+            await ask(client)
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"model": ""}, "model"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"messages": []}, "messages"),
+        ({"messages": "Say hello"}, "messages"),
+    ],
+)
+async def test_a_request_that_the_real_service_would_refuse_is_refused(
+    client: AsyncAnthropic, server: LLMServer, fields: dict[str, object], named: str
+) -> None:
+    with pytest.raises(BadRequestError) as refused:
+        await client.messages.create(
+            model=MODEL, max_tokens=100, messages=[{"role": "user", "content": "Say hello"}], extra_body=fields
+        )
+    assert str(refused.value.api_message).startswith(f"{named}: ")
+    assert server.requests == []
+
+
+async def test_what_is_no_json_object_is_refused_and_other_paths_are_not_found(server: LLMServer) -> None:
+    async with httpx2.AsyncClient(base_url=server.url) as http:
+        for body in (b"oh dear", b"[]", b"\xff"):
+            assert (await http.post("/v1/messages", content=body)).status_code == 400
+    async with AsyncAnthropic(api_key="any", base_url=server.url) as client:
+        with pytest.raises(NotFoundError):
+            await client.models.list()
+
+
+async def test_leaving_cuts_off_what_is_being_answered_and_frees_the_port() -> None:
+    asked = asyncio.Event()
+
+    async def never(_: LLMRequest) -> str:
+        asked.set()
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    async with LLMServer(never) as server:
+        url = server.url
+        async with AsyncAnthropic(api_key="any", base_url=url) as client:
+            waiting = asyncio.create_task(ask(client))
+            await asked.wait()
+            await server.__aexit__()
+            with pytest.raises(APIConnectionError):
+                await waiting
+            with pytest.raises(APIConnectionError):
+                await ask(client)
+    with pytest.raises(JobStoreError, match="does not run"):
+        _ = server.url
+
+
+async def test_leaving_in_mid_stream_breaks_the_stream() -> None:
+    async with (
+        LLMServer(Answer("x" * 10_000_000)) as server,
+        AsyncAnthropic(api_key="any", base_url=server.url) as client,
+    ):
+        events = await client.messages.create(
+            model=MODEL, max_tokens=100, stream=True, messages=[{"role": "user", "content": "Say much"}]
+        )
+        await anext(events)
+        await server.__aexit__()
+        with pytest.raises(httpx2.TransportError):
+            async for _ in events:
+                pass
+
+
+async def test_several_servers_run_side_by_side_and_signals_stay_with_the_program() -> None:
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    async with LLMServer("one") as one, LLMServer("two") as two:
+        assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+        assert one.url != two.url
+        async with AsyncAnthropic(api_key="any", base_url=two.url) as client:
+            assert await ask(client) == "two"
+        assert one.requests == []
+
+
+async def test_a_server_may_be_entered_again(client: AsyncAnthropic) -> None:
+    assert "stand-in" in await ask(client)
+    server = LLMServer("again")
+    for _ in range(2):
+        async with server, AsyncAnthropic(api_key="any", base_url=server.url) as another:
+            assert await ask(another) == "again"
+
+
+def test_bad_arguments_are_named() -> None:
+    with pytest.raises(InvalidArgument, match="chunk_size"):
+        LLMServer(chunk_size=0)
+    with pytest.raises(InvalidArgument, match="delay"):
+        LLMServer(delay=-1.0)
+
+
+def test_only_a_first_line_that_asks_for_a_long_plan_gets_one() -> None:
+    def size(prompt: str) -> int:
+        return len(default_answer(LLMRequest(MODEL, prompt)).text.encode())
+
+    assert size("Write a LONG, detailed plan for this:\ncode") >= LONG_PLAN_BYTES
+    assert size("Explain this:\n# write a long plan") < 10_000
+    assert size("") < 10_000
+
+
+def test_no_text_shows_in_the_repr_of_a_request_or_an_answer() -> None:
+    assert "private" not in repr(LLMRequest(MODEL, "private", "private"))
+    assert "private" not in repr(Answer("private"))
+
+
+def _run(code: str) -> str:
+    return subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+
+
+def test_nothing_of_an_extra_is_imported_before_it_is_used() -> None:
+    code = "import sys, jobstore.testing, jobstore.providers; print(*sys.modules)"
+    assert not {"starlette", "uvicorn", "anthropic"} & set(_run(code).split())
+
+
+@pytest.mark.parametrize(
+    ("missing", "statement", "advice"),
+    [
+        ("starlette.applications", "from jobstore.testing import LLMServer", "pip install 'jobstore[testing]'"),
+        ("uvicorn", "import jobstore.testing; jobstore.testing.LLMServer", "pip install 'jobstore[testing]'"),
+        ("anthropic", "import jobstore.providers.anthropic", "pip install 'jobstore[anthropic]'"),
+    ],
+)
+def test_without_its_extra_the_import_says_what_to_install(missing: str, statement: str, advice: str) -> None:
+    lines = ["import sys", f"sys.modules[{missing!r}] = None"]
+    lines += ["try:", f"    {statement}", "except ImportError as error:", "    print(error)"]
+    assert advice in _run("\n".join(lines))
+
+
+def test_other_names_of_the_testing_package_are_unknown() -> None:
+    import jobstore.testing  # noqa: PLC0415 - the module itself is the subject
+
+    with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
+        _ = jobstore.testing.Nothing  # type: ignore[attr-defined]
