@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from jobstore.errors import ConstraintFailed, SessionNotFound
-from jobstore.sql import Operation, execute, execute_many, fetch_all
+from jobstore.sql import Operation, execute, execute_many, fetch_all, fetch_one
 
 Table = Literal["included_files", "excluded_files"]
 
@@ -25,6 +25,7 @@ def replace(now: int, table: Table, session_id: str, paths: Sequence[str]) -> Op
     Raises:
         SessionNotFound: There is no such session.
     """
+    yield from _require(session_id)
     yield from execute(f"DELETE FROM {table} WHERE session_id = :session_id", session_id=session_id)
     yield from add(now, table, session_id, paths)
 
@@ -35,6 +36,7 @@ def add(_now: int, table: Table, session_id: str, paths: Sequence[str]) -> Opera
     Raises:
         SessionNotFound: There is no such session.
     """
+    yield from _require(session_id)
     try:
         yield from execute_many(
             f"""
@@ -58,3 +60,9 @@ def remove(_now: int, table: Table, session_id: str, paths: Sequence[str]) -> Op
             [{"session_id": session_id, "path": path} for path in paths],
         )
     )
+
+
+def _require(session_id: str) -> Operation[None]:
+    """Look first: with no path to insert, no foreign key would object."""
+    if (yield from fetch_one("SELECT 1 FROM sessions WHERE id = :session_id", session_id=session_id)) is None:
+        raise SessionNotFound(session_id)

@@ -7,6 +7,7 @@ every branch is a stretch of an index that is in the order of the list already.
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -61,11 +62,11 @@ class Cursor:
         Raises:
             InvalidArgument: It is not the cursor of a page.
         """
-        try:
-            rank, created_at, job_id = json.loads(base64.urlsafe_b64decode(text))
-            return cls(int(rank), int(created_at), str(job_id))
-        except (ValueError, TypeError):
-            raise InvalidArgument("cursor", "must be the next_cursor of a page") from None
+        with contextlib.suppress(ValueError, TypeError):
+            match json.loads(base64.urlsafe_b64decode(text)):
+                case [int(rank), int(created_at), str(job_id)] if abs(created_at) < 2**63:
+                    return cls(rank, created_at, job_id)
+        raise InvalidArgument("cursor", "must be the next_cursor of a page")
 
 
 def list_jobs(_now: int, where: JobFilter, order: Order, limit: int, cursor: Cursor | None) -> Operation[Page[Job]]:

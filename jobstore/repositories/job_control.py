@@ -9,7 +9,7 @@ from typing import Any
 from jobstore.errors import InvalidArgument
 from jobstore.models import Job
 from jobstore.operations import jobs
-from jobstore.repositories.arguments import not_negative
+from jobstore.repositories.arguments import check_iterable, not_negative
 from jobstore.repositories.backend import Backend
 
 
@@ -62,7 +62,7 @@ class JobControl:
             raise InvalidArgument("job_ids", "give either job_ids or older_than")
         if job_ids is not None:
             return await self._clear_named(job_ids)
-        age = not_negative("older_than", older_than or 0.0)
+        age = not_negative("older_than", older_than)
         total, after = 0, (-(2**63), "")
         while cleared := await self._backend.write(jobs.clear_finished, age, after):
             total += cleared[0]
@@ -72,6 +72,7 @@ class JobControl:
     async def _clear_named(self, job_ids: Iterable[str]) -> int:
         if isinstance(job_ids, str):
             job_ids = [job_ids]
+        check_iterable("job_ids", job_ids)
         total, remaining = 0, iter(job_ids)
         while part := list(itertools.islice(remaining, jobs.MAX_ROWS)):
             total += await self._backend.write(jobs.clear, part)

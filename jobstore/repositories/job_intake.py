@@ -15,6 +15,7 @@ from pydantic import JsonValue
 from jobstore.clock import seconds
 from jobstore.models import Claim, Job, NewJob, Text
 from jobstore.operations import attempts, jobs
+from jobstore.repositories.arguments import check_iterable, check_new_job, plain_dict
 from jobstore.repositories.backend import new_id
 from jobstore.repositories.job_work import JobWork
 from jobstore.repositories.recording import RecordedCall
@@ -70,7 +71,7 @@ class JobIntake(JobWork):
             api_type=api_type,
             model_used=model_used,
             session_id=session_id,
-            metadata={} if metadata is None else metadata,
+            metadata={} if metadata is None else plain_dict(metadata),
             priority=priority,
             run_at=run_at,
             max_attempts=max_attempts,
@@ -85,6 +86,7 @@ class JobIntake(JobWork):
         """Enqueue many; the result is in the order given. Each thousand of them is all or nothing.
 
         Raises:
+            InvalidJob: Something is no `NewJob`; nothing of its thousand was recorded.
             SessionNotFound: A session does not exist; nothing of its thousand was recorded.
             DiskFull: There is no room.
 
@@ -93,6 +95,7 @@ class JobIntake(JobWork):
             ...     NewJob(prompt=text, task_type="summary", api_type="claude") for text in texts
             ... )
         """
+        check_iterable("new_jobs", new_jobs)
         enqueued: list[Job] = []
         remaining = iter(new_jobs)
         while part := list(itertools.islice(remaining, jobs.MAX_ROWS)):
@@ -100,6 +103,8 @@ class JobIntake(JobWork):
         return enqueued
 
     async def _enqueue_part(self, part: Sequence[NewJob]) -> list[Job]:
+        for new in part:
+            check_new_job(new)
         prepared: list[tuple[str, NewJob, Text]] = []
 
         def settle(made: list[Job] | None) -> None:
@@ -161,7 +166,7 @@ class JobIntake(JobWork):
             api_type=api_type,
             model_used=model_used,
             session_id=session_id,
-            metadata={} if metadata is None else metadata,
+            metadata={} if metadata is None else plain_dict(metadata),
             priority=priority,
             max_attempts=1,
             timeout=timeout,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import builtins
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from datetime import datetime
 
 from jobstore.errors import InvalidArgument
@@ -152,13 +152,14 @@ class JobQueries:
             TimeoutError: It has not ended within `timeout` seconds.
         """
         signal = self._backend.engine.changes
+        seen = signal.count
+        job = await self.get(job_id)  # outside of the timeout: a job that has ended is returned whatever it is
         async with asyncio.timeout(timeout):
-            while True:
-                seen = signal.count
-                job = await self._backend.read(jobs.get, job_id)
-                if job.status.is_terminal:
-                    return job
+            while not job.status.is_terminal:
                 await self._backend.wait(signal, seen, None)
+                seen = signal.count
+                job = await self.get(job_id)
+        return job
 
     async def wake(self, since: int | None = None) -> int:
         """Wait until there may be new work, and return a token of now.
@@ -192,6 +193,8 @@ def _filter(
     created_before: datetime | None,
     created_after: datetime | None,
 ) -> listing.JobFilter:
+    if cleared not in {None, False, True}:
+        raise InvalidArgument("cleared", "must be True, False or None")
     return listing.JobFilter(
         statuses=_statuses(status),
         session_id=session_id,
@@ -206,7 +209,8 @@ def _filter(
 def _statuses(status: JobStatus | str | Sequence[JobStatus | str] | None) -> list[JobStatus] | None:
     if status is None:
         return None
+    several = [status] if isinstance(status, str) or not isinstance(status, Iterable) else status
     try:
-        return [JobStatus(one) for one in dict.fromkeys([status] if isinstance(status, str) else status)]
+        return list(dict.fromkeys(map(JobStatus, several)))
     except ValueError:
         raise InvalidArgument("status", f"must be one of {', '.join(JobStatus)}") from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
@@ -11,16 +12,20 @@ from typing import Any
 from pydantic import JsonValue
 
 from jobstore.aio import finish, in_thread
-from jobstore.errors import OutputError
+from jobstore.errors import LeaseLost, OutputError
 from jobstore.models import Claim, Heartbeat, Job, Text, Usage, check_identifier
 from jobstore.operations import attempts
 from jobstore.outputs import OutputWriter
 from jobstore.repositories import texts
 from jobstore.repositories.arguments import (
+    check_claim,
     check_range,
+    check_usage,
     names,
     not_negative,
+    optional_text,
     positive,
+    several,
     storable,
 )
 from jobstore.repositories.arguments import (
@@ -78,7 +83,7 @@ class JobWork:
         claims: list[Claim] = []
         try:
             while True:
-                claimed = await self._backend.write(
+                claimed: attempts.Claimed = await self._backend.write(
                     attempts.claim,
                     worker_id,
                     limit - len(claims),
@@ -87,9 +92,11 @@ class JobWork:
                     apis,
                     abandoned=self._release_claimed,
                 )
-                claims += claimed.claims
-                if len(claims) == limit or not claimed.more_due:
-                    return await self._with_prompts(claims)
+                readable = await self._with_prompts(claimed.claims)
+                claims += readable
+                unreadable = len(claimed.claims) - len(readable)
+                if len(claims) == limit or not (claimed.more_due or unreadable):
+                    return claims
         except BaseException:
             self._release_soon(claims)
             raise
@@ -105,7 +112,10 @@ class JobWork:
             >>> if not beat.extended:
             ...     stop_working()
         """
-        keys = [(claim.job_id, claim.attempt) for claim in claims]
+        listed = several("claims", claims)
+        for claim in listed:
+            check_claim(claim)
+        keys = [(claim.job_id, claim.attempt) for claim in listed]
         return await self._backend.write(attempts.heartbeat, keys, positive("lease", lease), finishing=True)
 
     @contextmanager
@@ -129,6 +139,7 @@ class JobWork:
             >>> with store.jobs.lease_kept(claim, lost=task.cancel):
             ...     await work_on(claim)
         """
+        check_claim(claim)
         positive("lease", lease)
         leases = self._backend.leases
         leases.keep(claim, lease, lost, cancel_requested)
@@ -151,10 +162,10 @@ class JobWork:
             InvalidJob: The metadata is not JSON, or the message cannot be stored.
             LeaseLost: The attempt has ended.
         """
-        if status_message is not None:
-            status_message = storable(status_message)
-        changes = check_metadata(metadata)
-        return await self._backend.write(attempts.progress, claim, status_message, usage, changes)
+        check_claim(claim)
+        check_usage(usage)
+        message, changes = optional_text("status_message", status_message), check_metadata(metadata)
+        return await self._backend.write(attempts.progress, claim, message, usage, changes)
 
     @asynccontextmanager
     async def output(self, claim: Claim) -> AsyncIterator[OutputWriter]:
@@ -175,6 +186,7 @@ class JobWork:
             ...         await output.write(text)
             >>> await store.jobs.complete(claim)
         """
+        check_claim(claim)
         text, file = await self._backend.create_output(claim.job_id)
 
         def undo() -> None:
@@ -229,6 +241,8 @@ class JobWork:
             LeaseLost: The attempt has ended in another way. Nothing was changed.
             DiskFull: There is no room. Nothing was changed: try again.
         """
+        check_claim(claim)
+        check_usage(usage)
         changes = check_metadata(metadata)
         if response is None:
             return await self._complete_streamed(claim, usage, changes)
@@ -293,11 +307,13 @@ class JobWork:
         Raises:
             LeaseLost: The attempt has ended. Nothing was changed.
         """
+        check_claim(claim)
+        kind = optional_text("error_type", error_type)
         if isinstance(error, BaseException):
-            error_type = error_type or type(error).__name__
+            kind = kind or type(error).__name__
         delay = None if retry_in is None else not_negative("retry_in", retry_in)
-        message = storable(str(error))
-        return await self._backend.write(attempts.fail, claim, error_type, message, delay, finishing=True, wakes=True)
+        message = storable(error)
+        return await self._backend.write(attempts.fail, claim, kind, message, delay, finishing=True, wakes=True)
 
     async def snooze(self, claim: Claim, seconds: float) -> Job:
         """Running → scheduled in so many seconds. It does not use up an attempt.
@@ -305,6 +321,7 @@ class JobWork:
         Raises:
             LeaseLost: The attempt has ended. Nothing was changed.
         """
+        check_claim(claim)
         delay = not_negative("seconds", seconds)
         return await self._backend.write(attempts.snooze, claim, delay, finishing=True, wakes=True)
 
@@ -314,6 +331,7 @@ class JobWork:
         Raises:
             LeaseLost: The attempt has ended. Nothing was changed.
         """
+        check_claim(claim)
         return await self._backend.write(attempts.release, claim, finishing=True, wakes=True)
 
     async def cancel_claimed(self, claim: Claim, reason: str) -> Job:
@@ -322,6 +340,7 @@ class JobWork:
         Raises:
             LeaseLost: The attempt has ended. Nothing was changed.
         """
+        check_claim(claim)
         return await self._backend.write(attempts.cancel_claimed, claim, storable(reason), finishing=True)
 
     def _release_soon(self, claims: Sequence[Claim]) -> None:
@@ -335,14 +354,22 @@ class JobWork:
     async def _with_prompts(self, claims: Sequence[Claim]) -> list[Claim]:
         """Load the prompts that lie in files; fail the jobs whose prompt cannot be read."""
         loaded: list[Claim] = []
-        for claim in claims:
-            if claim.job.prompt_file_path is None:
-                loaded.append(claim)
-                continue
-            try:
-                prompt = await texts.load_prompt(self._backend, claim.job)
-            except OutputError as error:
-                await self.fail(claim, error, error_type="prompt_unreadable")
-            else:
-                loaded.append(claim.model_copy(update={"job": claim.job.with_prompt(prompt)}))
+        try:
+            for claim in claims:
+                if claim.job.prompt_file_path is None:
+                    loaded.append(claim)
+                elif (prompt := await self._prompt_or_failure(claim)) is not None:
+                    loaded.append(claim.model_copy(update={"job": claim.job.with_changes({"prompt": prompt})}))
+        except BaseException:
+            self._release_soon(claims)  # what has ended meanwhile is passed over
+            raise
         return loaded
+
+    async def _prompt_or_failure(self, claim: Claim) -> str | None:
+        """Return the prompt that lies in a file, or fail the job and return None."""
+        try:
+            return await texts.load_prompt(self._backend, claim.job)
+        except OutputError as error:
+            with contextlib.suppress(LeaseLost):  # a short lease: someone else will find the same
+                await self.fail(claim, error, error_type="prompt_unreadable")
+        return None

@@ -11,23 +11,24 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from jobstore.errors import InvalidArgument
-from jobstore.models import Session, check_identifier, encode_json, encode_text
+from jobstore.models import Session, dump_json, encode_text, first_problem
 from jobstore.operations import files, jobs, sessions
+from jobstore.repositories.arguments import check_iterable, path_text
 from jobstore.repositories.backend import Backend, new_id
 from jobstore.repositories.job_control import delete_all
 from jobstore.sql import Value
 
 
-def hash_project(project_directory: str) -> str:
+def hash_project(project_directory: str | Path) -> str:
     """Return what a project is kept by: the SHA-256 of its directory's path without a slash at its end."""
-    trimmed = project_directory.rstrip("/") or project_directory
-    return hashlib.sha256(encode_text("project_directory", trimmed)).hexdigest()
+    path = path_text("project_directory", project_directory)
+    return hashlib.sha256((path.rstrip("/") or path).encode()).hexdigest()
 
 
 class _Settings(BaseModel):
     """The columns of a session that its user sets."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
     name: Annotated[str, Field(min_length=1)]
     project_directory: Annotated[str, Field(min_length=1)]
@@ -64,7 +65,7 @@ class SessionRepository:
         Example:
             >>> session = await store.sessions.create(name="demo", project_directory="/src/app")
         """
-        fields = {"name": name, "project_directory": str(project_directory), **settings}
+        fields = {"name": name, "project_directory": project_directory, **settings}
         columns = _columns(fields, new=True)
         return await self._backend.write(sessions.create, columns | {"id": new_id()})
 
@@ -83,8 +84,6 @@ class SessionRepository:
             InvalidArgument: A field cannot be accepted; it names the field.
             SessionNotFound: There is no such session.
         """
-        if "project_directory" in changes:
-            changes["project_directory"] = str(changes["project_directory"])
         return await self._backend.write(sessions.update, session_id, _columns(changes, new=False))
 
     async def delete(self, session_id: str) -> None:
@@ -98,7 +97,7 @@ class SessionRepository:
 
     async def list(self, project_directory: str | Path | None = None) -> builtins.list[Session]:
         """Return the sessions of a project, or all, the newest first."""
-        project_hash = None if project_directory is None else hash_project(str(project_directory))
+        project_hash = None if project_directory is None else hash_project(project_directory)
         return await self._backend.read(sessions.list_sessions, project_hash)
 
 
@@ -159,28 +158,29 @@ class FileRepository:
 
 def _columns(fields: dict[str, Any], *, new: bool) -> dict[str, Value]:
     """Check fields of a session and return them as columns: all of a new one, else those that change."""
-    try:
-        checked = _Settings.model_validate({"name": "-", "project_directory": "-", **fields})
-    except ValidationError as error:
-        first = error.errors(include_input=False, include_url=False, include_context=False)[0]
-        raise InvalidArgument(str(first["loc"][0]), first["msg"]) from None
-    columns = checked.model_dump(include=None if new else set(fields))
+    columns = _validated(fields).model_dump(include=None if new else set(fields))
     for name, value in columns.items():
         if isinstance(value, str):
-            encode_text(name, value)
+            encode_text(name, value, InvalidArgument)
         elif isinstance(value, bool):
             columns[name] = int(value)
     if "model_settings" in columns:
-        columns["model_settings"] = encode_json("model_settings", columns["model_settings"])
+        columns["model_settings"] = dump_json("model_settings", columns["model_settings"])
     if "project_directory" in columns:
         columns["project_hash"] = hash_project(columns["project_directory"])
     return columns
 
 
+def _validated(fields: dict[str, Any]) -> _Settings:
+    given = {"name": "-", "project_directory": "-", **fields}
+    given["project_directory"] = path_text("project_directory", given["project_directory"])
+    try:
+        return _Settings.model_validate(given)
+    except ValidationError as error:  # it quotes its input, which is nobody else's to read
+        problem = first_problem(error)
+    raise InvalidArgument(*problem)
+
+
 def _paths(paths: Iterable[str | Path]) -> list[str]:
-    if isinstance(paths, str):
-        raise InvalidArgument("paths", "must be a list of paths, not one text")
-    texts = list(dict.fromkeys(map(str, paths)))
-    for path in texts:
-        check_identifier("paths", path)
-    return texts
+    check_iterable("paths", paths)
+    return list(dict.fromkeys(path_text("paths", path) for path in paths))

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from pydantic import JsonValue
 
-from jobstore.clock import seconds
 from jobstore.errors import InvalidArgument
 from jobstore.models import check_identifier, encode_json
 from jobstore.operations import cached_state, key_value
+from jobstore.repositories.arguments import path_text, positive
 from jobstore.repositories.backend import Backend
 from jobstore.repositories.sessions import hash_project
 
@@ -23,7 +23,7 @@ class CachedStateRepository:
 
     async def get(self, project_directory: str | Path, key: str, default: JsonValue = None) -> JsonValue:
         """Return a value, or the default if there is none or it has expired."""
-        text = await self._backend.read(cached_state.get, hash_project(str(project_directory)), key)
+        text = await self._backend.read(cached_state.get, hash_project(project_directory), key)
         return default if text is None else _decode(text)
 
     async def set(self, project_directory: str | Path, key: str, value: JsonValue, *, ttl: float | None = None) -> None:
@@ -35,26 +35,23 @@ class CachedStateRepository:
         Example:
             >>> await store.cached_state.set("/src/app", "open_tabs", ["main.py"], ttl=3600)
         """
-        check_identifier("key", key)
-        if ttl is not None and not 0 < ttl < float("inf"):
-            raise InvalidArgument("ttl", "must be a number of seconds above 0")
-        project = str(project_directory)
+        check_identifier("key", key, InvalidArgument)
         await self._backend.write(
             cached_state.put,
-            hash_project(project),
-            project,
+            hash_project(project_directory),
+            path_text("project_directory", project_directory),
             key,
             encode_json("value", value),
-            None if ttl is None else seconds(ttl),
+            None if ttl is None else positive("ttl", ttl),
         )
 
     async def delete(self, project_directory: str | Path, key: str) -> bool:
         """Delete a value; return whether there was one."""
-        return await self._backend.write(cached_state.delete, hash_project(str(project_directory)), key)
+        return await self._backend.write(cached_state.delete, hash_project(project_directory), key)
 
     async def all(self, project_directory: str | Path) -> dict[str, JsonValue]:
         """Return all values of a project by key."""
-        texts = await self._backend.read(cached_state.all_of, hash_project(str(project_directory)))
+        texts = await self._backend.read(cached_state.all_of, hash_project(project_directory))
         return {key: _decode(text) for key, text in texts.items()}
 
 
@@ -78,7 +75,7 @@ class KeyValueRepository:
         Example:
             >>> await store.kv.set("theme", {"dark": True})
         """
-        check_identifier("key", key)
+        check_identifier("key", key, InvalidArgument)
         await self._backend.write(key_value.put, key, encode_json("value", value))
 
     async def delete(self, key: str) -> bool:
