@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 
 Clock = Callable[[], int]
 """Returns the present time in milliseconds since the Unix epoch."""
@@ -23,8 +24,12 @@ def to_milliseconds(moment: datetime) -> int:
     return (moment - _EPOCH) // _MILLISECOND
 
 
+@lru_cache(maxsize=4096)
 def from_milliseconds(milliseconds: int) -> datetime:
-    """Return milliseconds since the Unix epoch as an aware datetime in UTC, exactly."""
+    """Return milliseconds since the Unix epoch as an aware datetime in UTC, exactly.
+
+    Cached, because the jobs of a batch share their times.
+    """
     return _EPOCH + milliseconds * _MILLISECOND
 
 

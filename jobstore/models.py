@@ -254,7 +254,7 @@ class Job(_Model):
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> Self:
-        """Build a job from a row that was read with the columns of a job."""
+        """Build a job from a row that was read with the columns of a job, with or without the texts."""
         return _trusted(
             cls,
             {
@@ -273,9 +273,9 @@ class Job(_Model):
             },
         )
 
-    def with_prompt(self, prompt: str) -> Self:
-        """Return the same job with its prompt loaded."""
-        return self.model_copy(update={"prompt": prompt})
+    def with_changes(self, changes: Mapping[str, Any]) -> Self:
+        """Return the same job with other values of some fields, which are taken as they are."""
+        return _trusted(type(self), {**self.__dict__, **changes})
 
 
 class Claim(_Model):

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from functools import lru_cache
-from typing import NamedTuple
+from functools import cache, lru_cache
+from typing import Literal, NamedTuple
 
+from jobstore.clock import from_milliseconds
 from jobstore.errors import LeaseLost, OutputError
 from jobstore.lifecycle import WORKER_LOST, AttemptOutcome, JobStatus
 from jobstore.models import Attempt, Claim, Heartbeat, Job, NewJob, Text, Usage, dump_json
@@ -27,7 +28,8 @@ _INSERT_ATTEMPT = """
     VALUES (:job_id, :attempt, :worker_id, :lease_expires_at, :now)
 """
 _HELD = "id = :job_id AND attempt = :attempt AND status = 'running'"
-_USAGE = ", ".join(f"{name} = COALESCE(:{name}, {name})" for name in Usage.model_fields)
+_USAGE = ", ".join(Usage.model_fields)
+_SET_USAGE = ", ".join(f"{name} = COALESCE(:{name}, {name})" for name in Usage.model_fields)
 
 
 class Claimed(NamedTuple):
@@ -58,7 +60,7 @@ def claim(
     """
     more_due = yield from _settle_due(now)
     facts = yield from dialect()
-    sql = _claim_sql(len(task_types or ()), len(api_types or ()), facts.lock_rows)
+    sql = _claim_sql(len(task_types or ()), len(api_types or ()), "=" if limit == 1 else "IN", facts.lock_rows)
     _, tasks = placeholders("task", task_types or ())
     _, apis = placeholders("api", api_types or ())
     rows = yield from fetch_all(sql, now=now, limit=limit, **tasks, **apis)
@@ -169,47 +171,90 @@ def complete(
         OutputError: The response's file was written too long ago to be named now.
     """
     check_age(now, response)
-    parameters: dict[str, Value] = {
-        "now": now,
-        **_key(claim),
-        **_usage(usage),
-        "metadata": (yield from _merged_metadata(claim, metadata)),
+    written: dict[str, Value] = {
         "response": response.inline,
         "output_file_path": response.file_path,
         "output_bytes": response.size,
         "output_sha256": response.sha256,
     }
-    row = yield from fetch_one(_COMPLETE.format(guard=_HELD), **parameters)
+    parameters = {
+        **_key(claim),
+        **written,
+        **({} if usage is None else usage.model_dump()),
+        "metadata": (yield from _merged_metadata(claim, metadata)),
+        "now": now,
+    }
+    held, given_up = _complete_sql(with_usage=usage is not None)
+    row = yield from fetch_one(held, **parameters)
     if row is None:
-        row = yield from fetch_one(_COMPLETE.format(guard=_GIVEN_UP), **parameters)
+        row = yield from fetch_one(given_up, **parameters)
     if row is None:
         return (yield from _completed_before(claim))
     yield from execute(
-        f"""
-        UPDATE job_attempts SET finished_at = :now, outcome = '{AttemptOutcome.COMPLETED}',
-            output_file_path = {"COALESCE(:path, output_file_path)" if keep_output else "NULL"},
-            output_bytes = COALESCE(:size, output_bytes)
-        WHERE job_id = :job_id AND attempt = :attempt
-        """,
+        _COMPLETE_ATTEMPT if keep_output else _COMPLETE_ATTEMPT_INLINE,
         now=now,
-        **_key(claim),
+        path=response.file_path,
         size=response.size,
-        **({"path": response.file_path} if keep_output else {}),
+        **_key(claim),
     )
-    return Job.from_row({**row, "response": response.inline})
+    return _completed(claim.job, now, row, written)
 
 
-_COMPLETE = f"""
-    UPDATE background_jobs SET
-        status = 'completed', finished_at = :now, updated_at = :now, {_USAGE},
-        metadata = COALESCE(:metadata, metadata), error_type = NULL, error_message = NULL,
-        response = :response, output_file_path = :output_file_path, output_bytes = :output_bytes,
-        output_sha256 = :output_sha256
-    WHERE {{guard}}
-    RETURNING {LIGHT_COLUMNS}
+def _completed(job: Job, now: int, row: Row, written: dict[str, Value]) -> Job:
+    """Return a claimed job as it is after its completion; `row` has what may have changed meanwhile."""
+    requested = row["cancel_requested_at"]
+    moment = from_milliseconds(now)
+    return job.with_changes(
+        {
+            **row,
+            **written,
+            "status": JobStatus.COMPLETED,
+            "cancel_requested_at": None if requested is None else from_milliseconds(requested),
+            "cleared": bool(row["cleared"]),
+            "metadata": json.loads(row["metadata"]),
+            "updated_at": moment,
+            "finished_at": moment,
+            "error_type": None,
+            "error_message": None,
+        }
+    )
+
+
+@cache
+def _complete_sql(*, with_usage: bool) -> tuple[str, str]:
+    """Return the texts for a lease that is held and for one that was given up.
+
+    They return only what may have changed since the claim: reading whole rows back cost a third of a completion.
+    """
+    guards = (
+        _HELD,
+        """id = :job_id AND attempt = :attempt AND status IN ('idle', 'scheduled', 'failed') AND EXISTS (
+            SELECT 1 FROM job_attempts WHERE job_id = :job_id AND attempt = :attempt AND outcome = 'lost')""",
+    )
+    held, given_up = (
+        f"""
+        UPDATE background_jobs SET
+            status = 'completed', finished_at = :now, updated_at = :now, error_type = NULL, error_message = NULL,
+            {f"{_SET_USAGE}, " if with_usage else ""} metadata = COALESCE(:metadata, metadata),
+            response = :response, output_file_path = :output_file_path, output_bytes = :output_bytes,
+            output_sha256 = :output_sha256
+        WHERE {guard}
+        RETURNING status_message, cancel_requested_at, cleared, metadata, {_USAGE}
+        """
+        for guard in guards
+    )
+    return held, given_up
+
+
+_COMPLETE_ATTEMPT = """
+    UPDATE job_attempts SET finished_at = :now, outcome = 'completed',
+        output_file_path = COALESCE(:path, output_file_path), output_bytes = COALESCE(:size, output_bytes)
+    WHERE job_id = :job_id AND attempt = :attempt
 """
-_GIVEN_UP = """id = :job_id AND attempt = :attempt AND status IN ('idle', 'scheduled', 'failed') AND EXISTS (
-        SELECT 1 FROM job_attempts WHERE job_id = :job_id AND attempt = :attempt AND outcome = 'lost')"""
+_COMPLETE_ATTEMPT_INLINE = """
+    UPDATE job_attempts SET finished_at = :now, outcome = 'completed', output_file_path = :path, output_bytes = :size
+    WHERE job_id = :job_id AND attempt = :attempt
+"""
 
 
 def fail(now: int, claim: Claim, error_type: str | None, error_message: str, retry_in: int | None) -> Operation[Job]:
@@ -299,7 +344,7 @@ def progress(
     merged = yield from _merged_metadata(claim, metadata)
     row = yield from fetch_one(
         f"""
-        UPDATE background_jobs SET updated_at = :now, {_USAGE},
+        UPDATE background_jobs SET updated_at = :now, {_SET_USAGE},
             status_message = COALESCE(:status_message, status_message), metadata = COALESCE(:metadata, metadata)
         WHERE {_HELD}
         RETURNING {LIGHT_COLUMNS}
@@ -401,10 +446,11 @@ def _begin_attempts(now: int, rows: Sequence[Row], worker_id: str, expires: int)
 
 
 @lru_cache(maxsize=256)
-def _claim_sql(task_types: int, api_types: int, lock_rows: str) -> str:
+def _claim_sql(task_types: int, api_types: int, one_or_many: Literal["=", "IN"], lock_rows: str) -> str:
     """Return the text of a claim: the first `:limit` of each lane's own end of the index, merged.
 
-    So its cost depends neither on the backlog nor on what other lanes hold.
+    So its cost depends neither on the backlog nor on what other lanes hold. `=` serves for one job, without the
+    temporary tables that `IN` makes (24 µs against 32, measured).
     """
     conditions = [
         f"lane.{column} IN ({', '.join(f':{name}{index}' for index in range(count))})"
@@ -416,8 +462,8 @@ def _claim_sql(task_types: int, api_types: int, lock_rows: str) -> str:
         UPDATE background_jobs SET
             status = 'running', attempt = attempt + 1, attempts_used = attempts_used + 1,
             started_at = :now, updated_at = :now, status_message = NULL
-        WHERE status = 'idle' AND id IN (
-            SELECT job.id FROM lanes AS lane CROSS JOIN background_jobs AS job ON job.id IN (
+        WHERE status = 'idle' AND id {one_or_many} (
+            SELECT job.id FROM lanes AS lane CROSS JOIN background_jobs AS job ON job.id {one_or_many} (
                 SELECT candidate.id FROM background_jobs AS candidate
                 WHERE candidate.status = 'idle' AND candidate.task_type = lane.task_type
                     AND candidate.api_type = lane.api_type
@@ -433,7 +479,7 @@ def _heartbeat_sql(count: int) -> str:
     pairs = ", ".join(f"(:id{index}, :n{index})" for index in range(count))
     return f"""
         UPDATE job_attempts SET lease_expires_at = :expires
-        WHERE finished_at IS NULL AND (job_id, attempt) IN (VALUES {pairs})
+        WHERE outcome IS NULL AND (job_id, attempt) IN (VALUES {pairs})
         RETURNING job_id, attempt, EXISTS (
             SELECT 1 FROM background_jobs
             WHERE id = job_attempts.job_id AND cancel_requested_at IS NOT NULL) AS cancel_requested
@@ -445,10 +491,7 @@ def _key(claim: Claim) -> dict[str, Value]:
 
 
 def _usage(usage: Usage | None) -> dict[str, Value]:
-    return (usage or _NO_USAGE).model_dump()
-
-
-_NO_USAGE = Usage()
+    return (usage or Usage()).model_dump()
 
 
 def _held(row: Row | None, claim: Claim) -> Row:
