@@ -8,9 +8,11 @@ name a file which is not whole; `sweep` takes the former away when they are old.
 from __future__ import annotations
 
 import asyncio
+import codecs
 import contextlib
 import errno
 import hashlib
+import math
 import os
 import re
 import secrets
@@ -68,6 +70,8 @@ class Outputs:
             owner = (self.folder / _MARKER).read_text(encoding="utf-8").strip()
         except FileNotFoundError:
             return
+        except UnicodeDecodeError:
+            owner = ""
         except OSError as error:
             raise OutputError(f"the outputs folder {self.folder} cannot be read: {error.strerror}") from error
         if owner != self._store_id:
@@ -105,7 +109,12 @@ class Outputs:
         path = self._new_path("responses", job_id)
         try:
             file = self._create(path)
-            _sync_folder(self._absolute(path).parent)
+            try:
+                _sync_folder(self._absolute(path).parent)
+            except OSError:
+                file.close()
+                self.remove([path])
+                raise
         except OSError as error:
             raise _failure(error, path) from error
         return Text(None, path, 0, None, began), file
@@ -161,9 +170,8 @@ class Outputs:
         """Remove files that no row names any more, as far as they are there; return how many were."""
         removed = 0
         for path in paths:
-            with contextlib.suppress(OSError, OutputError):
-                _parts(path)
-                self._absolute(path).unlink()
+            with contextlib.suppress(OSError, OutputError), self._parent(path) as (name, folder):
+                os.unlink(name, dir_fd=folder)
                 removed += 1
         return removed
 
@@ -172,6 +180,8 @@ class Outputs:
         latest = time.time() - age
         for kind in ("prompts", "responses"):
             for folder in sorted(self.folder.glob(f"{kind}/??")):
+                if folder.is_symlink():
+                    continue  # none of ours
                 paths = [f"{kind}/{folder.name}/{name}" for name in _names_before(folder, latest)]
                 for start in range(0, len(paths), 500):
                     yield paths[start : start + 500]
@@ -191,7 +201,7 @@ class Outputs:
         if parent in self._made and self._absolute(parent).is_dir():
             return
         if not self.folder.is_dir():
-            self.folder.mkdir(mode=0o700, exist_ok=True)
+            self._make_folder()
             _sync_folder(self.folder.parent)
         self._mark()
         folder = self.folder
@@ -200,6 +210,12 @@ class Outputs:
             folder.mkdir(mode=0o700, exist_ok=True)
             _sync_folder(folder.parent)
         self._made.add(parent)
+
+    def _make_folder(self) -> None:
+        try:
+            self.folder.mkdir(mode=0o700, exist_ok=True)
+        except FileNotFoundError as error:  # not with its parents: a disk may not be mounted
+            raise OutputError(f"the outputs folder cannot be made: there is no folder {self.folder.parent}") from error
 
     def _mark(self) -> None:
         """Write whose folder it is, unless that stands there."""
@@ -218,22 +234,32 @@ class Outputs:
         return self.folder.joinpath(*_parts(path))
 
     def _open(self, path: str, flags: int) -> int:
-        """Open a file below the folder, following no link on the way to it."""
-        *folders, name = _parts(path)
+        """Open a file below the folder."""
         try:
-            if os.open not in os.supports_dir_fd:
-                return os.open(self._absolute(path), flags, 0o600)
-            directory = os.open(self.folder, _DIRECTORY)
-            try:
-                for folder in folders:
-                    inner = os.open(folder, _DIRECTORY | _NO_FOLLOW, dir_fd=directory)
-                    os.close(directory)
-                    directory = inner
-                return os.open(name, flags | _NO_FOLLOW, 0o600, dir_fd=directory)
-            finally:
-                os.close(directory)
+            with self._parent(path) as (name, folder):
+                return os.open(name, flags | _NO_FOLLOW, 0o600, dir_fd=folder)
         except OSError as error:
             raise _failure(error, path) from error
+
+    @contextlib.contextmanager
+    def _parent(self, path: str) -> Iterator[tuple[str, int | None]]:
+        """Open the folder of a file, following no link on the way to it; yield the file's name and the folder.
+
+        Where folders cannot be opened, the name is the whole path.
+        """
+        *folders, name = _parts(path)
+        if os.open not in os.supports_dir_fd:
+            yield str(self._absolute(path)), None
+            return
+        directory = os.open(self.folder, _DIRECTORY)
+        try:
+            for folder in folders:
+                inner = os.open(folder, _DIRECTORY | _NO_FOLLOW, dir_fd=directory)
+                os.close(directory)
+                directory = inner
+            yield name, directory
+        finally:
+            os.close(directory)
 
 
 class OutputFile:
@@ -286,6 +312,11 @@ class OutputWriter:
         self._drained = asyncio.Event()
         self._closing = False
         self._flusher = asyncio.get_running_loop().create_task(self._flush_until_closed())
+
+    @property
+    def path(self) -> str:
+        """Where the file lies, relative to the outputs folder."""
+        return self._file.path
 
     @property
     def size(self) -> int:
@@ -367,6 +398,23 @@ class OutputWriter:
                 return
 
 
+class TextDecoder:
+    """Decodes a text that comes in parts; a character that is cut off at the end of a part waits for the next."""
+
+    def __init__(self) -> None:
+        self._decoder = codecs.getincrementaldecoder("utf-8")()
+
+    def decode(self, data: bytes, path: str) -> str:
+        """Decode the next part, of the file at a path.
+
+        Raises:
+            OutputError: It is no text.
+        """
+        with contextlib.suppress(UnicodeDecodeError):  # which quotes what it could not read
+            return self._decoder.decode(data)
+        raise OutputError(f"{path} is not what was written (it is no text): restore it from a backup", path)
+
+
 def check_whole(path: str, size: int, sha256: str, expected_size: int | None, expected_sha256: str | None) -> None:
     """Compare a file that was read with what its row says.
 
@@ -388,7 +436,8 @@ async def _wait(event: asyncio.Event, timeout: float | None) -> None:
 def _parts(path: str) -> list[str]:
     """Split a recorded path, refusing any that could lead out of the folder."""
     parts = path.split("/")
-    if "\0" in path or "\\" in path or ":" in path or any(part in {"", ".", ".."} for part in parts):
+    strange = path == _MARKER or any(character in path for character in "\0\\:")
+    if strange or any(part in {"", ".", ".."} for part in parts):
         raise OutputError(f"{path!r} leads out of the outputs folder: it is not opened", path)
     return parts
 
@@ -396,9 +445,16 @@ def _parts(path: str) -> list[str]:
 def _names_before(folder: Path, latest: float) -> list[str]:
     try:
         with os.scandir(folder) as entries:
-            return [entry.name for entry in entries if entry.stat(follow_symlinks=False).st_mtime <= latest]
+            return [entry.name for entry in entries if _modified(entry) <= latest]
     except FileNotFoundError:
         return []
+
+
+def _modified(entry: os.DirEntry[str]) -> float:
+    try:
+        return entry.stat(follow_symlinks=False).st_mtime
+    except FileNotFoundError:  # someone removed it just now
+        return math.inf
 
 
 def _failure(error: OSError, path: str) -> OutputError | DiskFull:

@@ -248,7 +248,9 @@ def _complete_sql(*, with_usage: bool) -> tuple[str, str]:
 
 _COMPLETE_ATTEMPT = """
     UPDATE job_attempts SET finished_at = :now, outcome = 'completed',
-        output_file_path = COALESCE(:path, output_file_path), output_bytes = COALESCE(:size, output_bytes)
+        output_bytes = CASE WHEN :path IS NULL AND output_file_path IS NOT NULL THEN output_bytes
+                            ELSE COALESCE(:size, output_bytes) END,
+        output_file_path = COALESCE(:path, output_file_path)
     WHERE job_id = :job_id AND attempt = :attempt
 """
 _COMPLETE_ATTEMPT_INLINE = """
@@ -358,8 +360,8 @@ def progress(
     return Job.from_row(_held(row, claim))
 
 
-def open_output(now: int, claim: Claim, file: Text) -> Operation[None]:
-    """Name the file that a running attempt streams into.
+def open_output(now: int, claim: Claim, file: Text) -> Operation[str | None]:
+    """Name the file that a running attempt streams into, and return its path.
 
     Raises:
         LeaseLost: The attempt has ended.
@@ -379,15 +381,17 @@ def open_output(now: int, claim: Claim, file: Text) -> Operation[None]:
         path=file.file_path,
         **_key(claim),
     )
+    return file.file_path
 
 
-def close_output(_now: int, claim: Claim, size: int) -> Operation[None]:
-    """Note how many bytes an attempt has streamed, if it is still running."""
+def close_output(_now: int, claim: Claim, path: str, size: int) -> Operation[None]:
+    """Note how many bytes an attempt has streamed, if the file that it streamed into is still its output."""
     yield from execute(
         """
         UPDATE job_attempts SET output_bytes = :size
-        WHERE job_id = :job_id AND attempt = :attempt AND output_file_path IS NOT NULL
+        WHERE job_id = :job_id AND attempt = :attempt AND output_file_path = :path
         """,
+        path=path,
         size=size,
         **_key(claim),
     )
@@ -409,18 +413,6 @@ def get_attempt(_now: int, job_id: str, attempt: int) -> Operation[Attempt | Non
         attempt=attempt,
     )
     return None if row is None else Attempt.from_row(row)
-
-
-def latest_output(_now: int, job_id: str) -> Operation[str | None]:
-    """Return the path of what the latest attempt streamed, if there is any."""
-    row = yield from fetch_one(
-        """
-        SELECT output_file_path FROM job_attempts
-        WHERE job_id = :job_id AND output_file_path IS NOT NULL ORDER BY attempt DESC LIMIT 1
-        """,
-        job_id=job_id,
-    )
-    return None if row is None else row["output_file_path"]
 
 
 def _settle_due(now: int) -> Operation[bool]:

@@ -189,18 +189,17 @@ class JobWork:
         check_claim(claim)
         text, file = await self._backend.create_output(claim.job_id)
 
-        def undo() -> None:
+        def undo(path: str | None) -> None:
             file.close()
-            self._backend.discard([file.path])
+            if path is None:  # no row names it
+                self._backend.discard([file.path])
 
         try:
-            await self._backend.write(
-                attempts.open_output, claim, text, finishing=True, abandoned=lambda _: file.close()
-            )
+            await self._backend.write(attempts.open_output, claim, text, finishing=True, abandoned=undo)
         except asyncio.CancelledError:
-            raise  # the file stays: the row may name it. If it does not, a sweep takes it
+            raise
         except BaseException:
-            undo()
+            undo(None)
             raise
         key = (claim.job_id, claim.attempt)
         writer = self._writers[key] = OutputWriter(file)
@@ -210,11 +209,14 @@ class JobWork:
             await finish(self._close_output(claim, writer))
 
     async def _close_output(self, claim: Claim, writer: OutputWriter) -> None:
-        self._writers.pop((claim.job_id, claim.attempt), None)
         try:
             await writer.close()
+            self._forget_output(claim)  # one that failed stays, so that complete() does not take it for whole
         finally:
-            await self._backend.write(attempts.close_output, claim, writer.size, finishing=True)
+            await self._backend.write(attempts.close_output, claim, writer.path, writer.size, finishing=True)
+
+    def _forget_output(self, claim: Claim) -> None:
+        self._writers.pop((claim.job_id, claim.attempt), None)
 
     async def complete(
         self,
@@ -239,20 +241,22 @@ class JobWork:
         Raises:
             InvalidJob: The response cannot be stored, or the metadata is not JSON.
             LeaseLost: The attempt has ended in another way. Nothing was changed.
-            DiskFull: There is no room. Nothing was changed: try again.
+            DiskFull: There is no room. Nothing was changed: try again. If it was a streamed answer that found none,
+                what was streamed is not whole: give the answer, or fail the job.
         """
         check_claim(claim)
         check_usage(usage)
         changes = check_metadata(metadata)
         if response is None:
             return await self._complete_streamed(claim, usage, changes)
+        self._forget_output(claim)
         text = await self._backend.store_text("response", "responses", claim.job_id, response)
         return await self._backend.write_text(
             text, "output_file_path", attempts.complete, claim, text, usage, changes, finishing=True
         )
 
     async def _complete_streamed(self, claim: Claim, usage: Usage | None, changes: dict[str, Any] | None) -> Job:
-        writer = self._writers.pop((claim.job_id, claim.attempt), None)
+        writer = self._writers.get((claim.job_id, claim.attempt))
         if writer is not None:
             await writer.close()
         attempt = await self._backend.read(attempts.get_attempt, claim.job_id, claim.attempt)
@@ -313,6 +317,7 @@ class JobWork:
             kind = kind or type(error).__name__
         delay = None if retry_in is None else not_negative("retry_in", retry_in)
         message = storable(error)
+        self._forget_output(claim)
         return await self._backend.write(attempts.fail, claim, kind, message, delay, finishing=True, wakes=True)
 
     async def snooze(self, claim: Claim, seconds: float) -> Job:
@@ -323,6 +328,7 @@ class JobWork:
         """
         check_claim(claim)
         delay = not_negative("seconds", seconds)
+        self._forget_output(claim)
         return await self._backend.write(attempts.snooze, claim, delay, finishing=True, wakes=True)
 
     async def release(self, claim: Claim) -> Job:
@@ -332,6 +338,7 @@ class JobWork:
             LeaseLost: The attempt has ended. Nothing was changed.
         """
         check_claim(claim)
+        self._forget_output(claim)
         return await self._backend.write(attempts.release, claim, finishing=True, wakes=True)
 
     async def cancel_claimed(self, claim: Claim, reason: str) -> Job:
@@ -341,6 +348,7 @@ class JobWork:
             LeaseLost: The attempt has ended. Nothing was changed.
         """
         check_claim(claim)
+        self._forget_output(claim)
         return await self._backend.write(attempts.cancel_claimed, claim, storable(reason), finishing=True)
 
     def _release_soon(self, claims: Sequence[Claim]) -> None:

@@ -78,10 +78,18 @@ class RecordedCall:
     async def _end(self, error: BaseException | None) -> None:
         if self.finished:
             return
-        if error is None:
-            await self.finish()
+        if error is not None:
+            await self._record_failure(error)
             return
-        with contextlib.suppress(JobStoreError):  # the caller's own error is the one to see
+        try:
+            await self.finish()
+        except JobStoreError as failure:
+            await self._record_failure(failure)
+            raise
+
+    async def _record_failure(self, error: BaseException) -> None:
+        """Record an error as far as that is possible: the error itself is what the caller is to see."""
+        with contextlib.suppress(JobStoreError):
             await self._stack.aclose()
         with contextlib.suppress(JobStoreError):
             if isinstance(error, asyncio.CancelledError):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import codecs
 import hashlib
 from collections.abc import AsyncIterator
 from typing import NamedTuple
@@ -11,25 +10,13 @@ from typing import NamedTuple
 from jobstore.aio import in_thread
 from jobstore.errors import OutputError, OutputRestarted
 from jobstore.lifecycle import JobStatus
-from jobstore.models import Attempt, Job
-from jobstore.operations import attempts, jobs
-from jobstore.outputs import check_whole
+from jobstore.models import Job
+from jobstore.operations import jobs, texts
+from jobstore.outputs import Outputs, TextDecoder, check_whole
 from jobstore.repositories.backend import Backend
-from jobstore.sql import Operation
 
 TAIL_SECONDS = 0.05
 """Between looks at a file that is being written."""
-
-
-class _State(NamedTuple):
-    job: Job
-    attempt: Attempt | None
-
-
-def _state(now: int, job_id: str) -> Operation[_State]:
-    """Return a job and its latest attempt, of one moment."""
-    job = yield from jobs.get(now, job_id)
-    return _State(job, (yield from attempts.get_attempt(now, job_id, job.attempt)))
 
 
 async def read_prompt(backend: Backend, job_id: str) -> str:
@@ -42,97 +29,144 @@ async def load_prompt(backend: Backend, job: Job) -> str:
     """Return the whole prompt of a job that was read with its texts."""
     if job.prompt_file_path is None:
         return job.prompt or ""
-    data = await in_thread(backend.outputs.read, job.prompt_file_path, job.prompt_bytes, job.prompt_sha256)
-    return data.decode()
+    source = texts.Source(None, job.prompt_file_path, job.prompt_bytes, job.prompt_sha256)
+    return await in_thread(_read_text, backend.outputs, job.prompt_file_path, source)
 
 
 async def read_response(backend: Backend, job_id: str) -> str | None:
     """Return the whole response of a job, or what there is of it so far."""
-    job = await backend.read(jobs.get, job_id)
-    if job.status is JobStatus.COMPLETED and job.output_file_path is not None:
-        data = await in_thread(backend.outputs.read, job.output_file_path, job.output_bytes, job.output_sha256)
-        return data.decode()
-    partial = await _partial_path(backend, job)
-    if partial is None:
-        return await _earlier_response(backend, job)
-    data = await in_thread(backend.outputs.read, partial)
-    return _decoder().decode(data)  # a character that is cut off at the end is left out
+    source = await backend.read(texts.response, job_id)
+    while source.path is not None:
+        try:
+            return await in_thread(_read_text, backend.outputs, source.path, source)
+        except OutputError:
+            moved = await backend.read(texts.response, job_id)
+            if moved == source:
+                raise
+            source = moved  # a small streamed answer moves from its file into its row when it is completed
+    return source.inline
 
 
 async def open_response(backend: Backend, job_id: str) -> AsyncIterator[str]:
     """Yield the response of a job in parts; if it is complete, its hash is compared at the end."""
-    job = await backend.read(jobs.get, job_id)
-    path = job.output_file_path if job.status is JobStatus.COMPLETED else await _partial_path(backend, job)
-    if path is None:
-        response = await _earlier_response(backend, job)
-        if response:
-            yield response
+    source = await backend.read(texts.response, job_id)
+    if source.path is None:
+        if source.inline:
+            yield source.inline
         return
-    decoder, digest, offset = _decoder(), hashlib.sha256(), 0
-    while data := await in_thread(backend.outputs.read_part, path, offset):
+    decoder, digest, offset = TextDecoder(), hashlib.sha256(), 0
+    while data := await _part(backend, job_id, source.path, offset):
         offset += len(data)
         digest.update(data)
-        if text := decoder.decode(data):
+        if text := decoder.decode(data, source.path):
             yield text
-    if path == job.output_file_path:
-        check_whole(path, offset, digest.hexdigest(), job.output_bytes, job.output_sha256)
+    check_whole(source.path, offset, digest.hexdigest(), source.size, source.sha256)
 
 
-async def tail(backend: Backend, job_id: str) -> AsyncIterator[str]:
-    """Yield what an attempt writes while it writes it; see `JobRepository.tail`."""
-    decoder, offset, followed = _decoder(), 0, 0
-    while True:
-        state = await backend.read(_state, job_id)
-        waiting = not state.job.status.is_terminal and state.job.status is not JobStatus.RUNNING
-        if not followed and not waiting:
-            followed = state.job.attempt
-        if followed and state.job.attempt != followed:
-            raise OutputRestarted(job_id, followed)
-        # The state was read first: if it says that the attempt has ended, the file holds all of it.
-        data = await _new_data(backend, state, offset) if followed else b""
-        offset += len(data)
-        if text := decoder.decode(data):
-            yield text
-        if data:
-            continue
-        if state.job.status.is_terminal or (followed and waiting):
-            return
-        await asyncio.sleep(TAIL_SECONDS)
-
-
-async def _new_data(backend: Backend, state: _State, offset: int) -> bytes:
-    """Return what stands behind an offset of the latest attempt's output, wherever that is by now."""
-    job, attempt = state
-    if job.status is JobStatus.COMPLETED and job.response is not None:
-        return job.response.encode()[offset:]
-    path = job.output_file_path
-    if job.status is not JobStatus.COMPLETED:
-        path = None if attempt is None else attempt.output_file_path
-    if path is None:
-        return b""
+async def _part(backend: Backend, job_id: str, path: str, offset: int) -> bytes:
+    """Return the next part of a response, also when it has just moved from its file into its row."""
     try:
         return await in_thread(backend.outputs.read_part, path, offset)
     except OutputError:
-        # A small answer has just moved from its file into its row?
-        if job.status is JobStatus.RUNNING:
-            return b""
-        raise
+        moved = await backend.read(texts.response, job_id)
+        if moved.inline is None:
+            raise
+        return moved.inline.encode()[offset:]
 
 
-async def _partial_path(backend: Backend, job: Job) -> str | None:
-    """Return the file of the latest partial answer of a job that is not completed."""
-    if job.status is JobStatus.COMPLETED:
-        return None
-    return await backend.read(attempts.latest_output, job.id)
+def _read_text(outputs: Outputs, path: str, source: texts.Source) -> str:
+    data = outputs.read(path, source.size, source.sha256)
+    return TextDecoder().decode(data, path)  # a character that is cut off at the end of a partial is left out
 
 
-async def _earlier_response(backend: Backend, job: Job) -> str | None:
-    """Return the response in the row; of a job that was retried, that of before."""
-    if job.output_file_path is None:
-        return job.response
-    data = await in_thread(backend.outputs.read, job.output_file_path, job.output_bytes, job.output_sha256)
-    return data.decode()
+async def tail(backend: Backend, job_id: str) -> AsyncIterator[str]:
+    """Yield what an attempt writes while it writes it; see `JobQueries.tail`."""
+    reader = _Tail(backend, job_id)
+    while True:
+        state = await backend.read(texts.latest, job_id)
+        waiting = not state.job.status.is_terminal and state.job.status is not JobStatus.RUNNING
+        # The state was read first: if it says that the attempt has ended, the file holds all of it.
+        text = "" if waiting and not reader.attempt else await reader.new_text(state)
+        if text:
+            yield text
+        elif state.job.status.is_terminal or (reader.attempt and waiting):
+            return
+        else:
+            await asyncio.sleep(TAIL_SECONDS)
 
 
-def _decoder() -> codecs.IncrementalDecoder:
-    return codecs.getincrementaldecoder("utf-8")()
+class _Row(NamedTuple):
+    """A response that lies in the row."""
+
+    data: bytes
+
+
+_Place = str | _Row | None
+"""Where a response lies: in a file, in the row, or nowhere yet."""
+
+
+def _place(state: texts.Latest) -> _Place:
+    job, attempt = state
+    if job.status is not JobStatus.COMPLETED:
+        return None if attempt is None else attempt.output_file_path
+    if job.output_file_path is None and job.response is not None:
+        return _Row(job.response.encode())
+    return job.output_file_path
+
+
+class _Tail:
+    """How far a reader has come in what one attempt writes.
+
+    Attributes:
+        attempt: The attempt that is followed; 0 before there is one.
+    """
+
+    def __init__(self, backend: Backend, job_id: str) -> None:
+        self.attempt = 0
+        self._backend = backend
+        self._job_id = job_id
+        self._place: _Place = None
+        self._offset = 0
+        self._digest = hashlib.sha256()
+        self._decoder = TextDecoder()
+
+    async def new_text(self, state: texts.Latest) -> str:
+        """Return what has come since, wherever that lies by now; nothing if nothing has.
+
+        Raises:
+            OutputRestarted: Another attempt has begun, or another answer than this one was recorded.
+        """
+        self.attempt = self.attempt or state.job.attempt
+        place = _place(state)
+        if state.job.attempt != self.attempt or not await self._continues(place):
+            raise OutputRestarted(self._job_id, self.attempt)
+        self._place = place
+        text = ""
+        while not text and (data := await self._new_data(place)):
+            self._offset += len(data)
+            self._digest.update(data)
+            text = self._decoder.decode(data, place if isinstance(place, str) else "the response")
+        return text
+
+    async def _new_data(self, place: _Place) -> bytes:
+        try:
+            return await self._read(place, self._offset)
+        except OutputError:
+            if _place(await self._backend.read(texts.latest, self._job_id)) == place:
+                raise
+            return b""  # a small streamed answer has just moved from its file into its row
+
+    async def _continues(self, place: _Place) -> bool:
+        """Whether a text begins with what was read: a worker may record another one than it streamed."""
+        if place == self._place:
+            return True
+        digest, offset = hashlib.sha256(), 0
+        while offset < self._offset and (data := await self._read(place, offset)):
+            digest.update(data[: self._offset - offset])
+            offset += len(data)
+        return digest.digest() == self._digest.digest()
+
+    async def _read(self, place: _Place, offset: int) -> bytes:
+        if isinstance(place, str):
+            return await in_thread(self._backend.outputs.read_part, place, offset)
+        return b"" if place is None else place.data[offset:]
