@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from email.utils import parsedate_to_datetime
 from json import JSONDecodeError
 from typing import Any
@@ -78,10 +78,11 @@ async def stream(
     max_tokens: int,
     system: str | None = None,
     **options: Any,  # noqa: ANN401 - whatever else the SDK takes
-) -> AsyncIterator[Event]:
+) -> AsyncGenerator[Event, None]:
     """Ask a model and yield its answer as it comes; the last event is always `Done`.
 
-    The SDK's own retries are off: who calls this decides whether and when to try again.
+    The SDK's own retries are off: who calls this decides whether and when to try again. Who may leave it before
+    its end closes it with `contextlib.aclosing`, so that the connection ends at once.
 
     Args:
         client: The SDK's client.

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import socket
 import traceback
+from contextlib import aclosing
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
+from typing import Any
 
 import pytest
 from anthropic import AsyncAnthropic
@@ -21,7 +23,7 @@ MODEL = "claude-opus-5-5"
 PRIVATE = "words that only the prompt has"
 
 
-async def ask(client: AsyncAnthropic, prompt: str = PRIVATE, **options: object) -> list[Event]:
+async def ask(client: AsyncAnthropic, prompt: str = PRIVATE, **options: Any) -> list[Event]:  # noqa: ANN401 - as the adapter takes them
     return [event async for event in stream(client, model=MODEL, prompt=prompt, max_tokens=1000, **options)]
 
 
@@ -291,11 +293,10 @@ async def test_a_long_plan_is_answered_with_more_than_a_megabyte(client: AsyncAn
 
 async def test_leaving_an_answer_half_read_lets_the_next_one_through(server: LLMServer, client: AsyncAnthropic) -> None:
     server.script(Answer("x" * 1_000_000))
-    answer = stream(client, model=MODEL, prompt="Say much", max_tokens=1000)
-    async for event in answer:
-        if isinstance(event, Text):
-            break
-    await answer.aclose()
+    async with aclosing(stream(client, model=MODEL, prompt="Say much", max_tokens=1000)) as answer:
+        async for event in answer:
+            if isinstance(event, Text):
+                break
     assert text_of(await ask(client, "Say hello")) != ""
 
 

@@ -217,4 +217,4 @@ def test_other_names_of_the_testing_package_are_unknown() -> None:
     import jobstore.testing  # noqa: PLC0415 - the module itself is the subject
 
     with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
-        _ = jobstore.testing.Nothing  # type: ignore[attr-defined]
+        _ = jobstore.testing.Nothing
