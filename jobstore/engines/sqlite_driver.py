@@ -155,16 +155,26 @@ class Transactions:
 
 
 def begin(connection: sqlite3.Connection, deadline: float) -> None:
-    """Begin a writing transaction, trying about every millisecond.
+    """Begin a writing transaction.
 
     Raises:
         DatabaseBusy: Another process held the write lock for `deadline` seconds.
         DatabaseError: Any other reason.
     """
+    execute_patiently(connection, "BEGIN IMMEDIATE", deadline)
+
+
+def execute_patiently(connection: sqlite3.Connection, sql: str, deadline: float) -> None:
+    """Execute a statement outside a transaction; while another process is in its way, try about every millisecond.
+
+    Raises:
+        DatabaseBusy: It was in the way for `deadline` seconds.
+        DatabaseError: Any other reason.
+    """
     started = time.monotonic()
     while True:
         try:
-            connection.execute("BEGIN IMMEDIATE")
+            connection.execute(sql).fetchall()
         except sqlite3.Error as error:
             waited = time.monotonic() - started
             if not _is_busy(error):

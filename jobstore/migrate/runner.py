@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from jobstore.clock import Clock, from_milliseconds, system_clock
 from jobstore.engines.sqlite import connect_writer
-from jobstore.engines.sqlite_driver import begin, roll_back, translate
+from jobstore.engines.sqlite_driver import begin, execute_patiently, roll_back, translate
 from jobstore.errors import DatabaseError, JobStoreError, SchemaMismatch, StatementFailed
 from jobstore.migrate.files import back_up, create_private, is_there, look
 from jobstore.migrate.helpers import has_column, has_table
@@ -98,6 +98,7 @@ class Migrator:
         create_private(self._path)
         with contextlib.closing(self._connect()) as connection:
             _prepare_if_empty(connection)
+            connection.execute("PRAGMA busy_timeout=0")  # our own, fairer retry takes over
             return self._apply_all(connection, announce, backed_up)
 
     def _connect(self) -> sqlite3.Connection:
@@ -195,7 +196,7 @@ def _prepare_if_empty(connection: sqlite3.Connection) -> None:
     try:
         if _is_empty(connection):
             connection.execute("PRAGMA auto_vacuum=INCREMENTAL")
-            connection.execute("PRAGMA journal_mode=WAL").fetchone()
+            execute_patiently(connection, "PRAGMA journal_mode=WAL", BUSY_DEADLINE)
     except sqlite3.Error as error:
         raise translate(error) from error
 
