@@ -89,7 +89,7 @@ class GroupCommit(Generic[C]):
         self._ordinary: deque[Request] = deque()
         self._in_flight: list[Request] = []
         self._scheduled = False
-        self._closed = False
+        self._closed = self._ended = False
         self._idle: asyncio.Future[None] | None = None
         self._gate = _Gate()
         self._batches = self._operations = self._largest = 0
@@ -101,8 +101,8 @@ class GroupCommit(Generic[C]):
         goes to `request.abandoned`.
         """
         self._refuse_if_closed()
-        if not request.finishing:
-            await self._enter_gate(request)
+        if not request.finishing and not self._gate.entered(request.size):
+            await self._wait_at_gate(request)
         future = request.future = asyncio.get_running_loop().create_future()
         self._append(request)
         try:
@@ -112,8 +112,8 @@ class GroupCommit(Generic[C]):
             raise
 
     def submit_nowait(self, request: Request) -> None:
-        """Queue a finishing request that nobody waits for."""
-        if not self._closed:
+        """Queue a finishing request that nobody waits for, also while `close` waits for the others."""
+        if not self._ended:
             self._append(request)
 
     async def close(self) -> None:
@@ -124,6 +124,7 @@ class GroupCommit(Generic[C]):
             if self._idle is None:
                 self._idle = asyncio.get_running_loop().create_future()
             await asyncio.shield(self._idle)
+        self._ended = True
 
     def stats(self) -> WriterStats:
         """Return the figures of now."""
@@ -140,9 +141,9 @@ class GroupCommit(Generic[C]):
         if self._closed:
             raise StoreClosed("the store is closed: open it again before using it")
 
-    async def _enter_gate(self, request: Request) -> None:
+    async def _wait_at_gate(self, request: Request) -> None:
         try:
-            await self._gate.enter(request.size)
+            await self._gate.wait(request.size)
         except asyncio.CancelledError:
             request.abandon(None)
             raise
@@ -179,6 +180,9 @@ class GroupCommit(Generic[C]):
                 request = queue.popleft()
                 if not request.finishing:
                     self._gate.leave(request.size)
+                if request.future is not None and request.future.cancelled():
+                    request.abandon(None)
+                    continue
                 size += request.size
                 batch.append(request)
         return batch
@@ -247,10 +251,14 @@ class _Gate:
     def blocked(self) -> int:
         return len(self._blocked)
 
-    async def enter(self, size: int) -> None:
-        if not self._blocked and self._fits(size):
-            self.reenter(size)
-            return
+    def entered(self, size: int) -> bool:
+        """Enter at once, if there is room and nobody waits for it."""
+        if self._blocked or not self._fits(size):
+            return False
+        self.reenter(size)
+        return True
+
+    async def wait(self, size: int) -> None:
         turn = asyncio.get_running_loop().create_future()
         self._blocked.append((turn, size))
         try:
@@ -258,7 +266,7 @@ class _Gate:
         except asyncio.CancelledError:
             if not turn.cancelled():  # admitted, but the caller never saw it
                 self.leave(size)
-            else:
+            elif (turn, size) in self._blocked:
                 self._blocked.remove((turn, size))
                 self._admit()
             raise

@@ -6,6 +6,7 @@ import asyncio
 import os
 import shlex
 import sqlite3
+from collections.abc import Coroutine
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -86,7 +87,7 @@ class SQLiteEngine:
         await self._readers.close()
         await self._writer.disconnect()
 
-    async def write(
+    def write(
         self,
         make_operation: MakeOperation[..., T],
         *args: Any,  # noqa: ANN401 - the operation's own
@@ -94,11 +95,11 @@ class SQLiteEngine:
         finishing: bool = False,
         wakes: bool = False,
         abandoned: Abandoned | None = None,
-    ) -> T:
+    ) -> Coroutine[Any, Any, T]:
         """Run an operation that may write, as `Engine.write` tells."""
-        request = Request(make_operation, args, size=size, finishing=finishing, wakes=wakes, abandoned=abandoned)
-        value: T = await self._queue.submit(request)
-        return value
+        return self._queue.submit(
+            Request(make_operation, args, size=size, finishing=finishing, wakes=wakes, abandoned=abandoned)
+        )
 
     def write_soon(self, make_operation: MakeOperation[..., Any], *args: Any, wakes: bool = False) -> None:  # noqa: ANN401
         """Queue a finishing operation that nobody waits for; `close` waits for it."""
@@ -113,13 +114,13 @@ class SQLiteEngine:
         value: T = request.value
         return value
 
-    async def read(self, make_operation: MakeOperation[..., T], *args: Any) -> T:  # noqa: ANN401
+    def read(self, make_operation: MakeOperation[..., T], *args: Any) -> Coroutine[Any, Any, T]:  # noqa: ANN401
         """Run an operation that only reads, on one snapshot.
 
         Raises:
             PoolTimeout: No reading connection became free in time.
         """
-        return await self._readers.run(partial(driver.read, operation=make_operation(self.clock(), *args)))
+        return self._readers.run(partial(driver.read, operation=make_operation(self.clock(), *args)))
 
     async def wait(self, signal: Signal, since: int, timeout: float | None) -> int:
         """Wait until a signal's count differs from `since` or `timeout` seconds pass; return its count."""

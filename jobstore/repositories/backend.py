@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -88,7 +88,7 @@ class Backend:
         if loop is not self._loop:
             raise StoreClosed("this store belongs to another event loop: open one in the loop that uses it")
 
-    async def write(
+    def write(
         self,
         make_operation: MakeOperation[..., T],
         *args: Any,  # noqa: ANN401 - the operation's own
@@ -96,22 +96,22 @@ class Backend:
         finishing: bool = False,
         wakes: bool = False,
         abandoned: Abandoned | None = None,
-    ) -> T:
+    ) -> Coroutine[Any, Any, T]:
         """Run an operation that may write, as `Engine.write` tells."""
         self.check_usable()
-        return await self.engine.write(
+        return self.engine.write(
             make_operation, *args, size=size, finishing=finishing, wakes=wakes, abandoned=abandoned
         )
 
-    async def read(self, make_operation: MakeOperation[..., T], *args: Any) -> T:  # noqa: ANN401
+    def read(self, make_operation: MakeOperation[..., T], *args: Any) -> Coroutine[Any, Any, T]:  # noqa: ANN401
         """Run an operation that only reads."""
         self.check_usable()
-        return await self.engine.read(make_operation, *args)
+        return self.engine.read(make_operation, *args)
 
-    async def wait(self, signal: Signal, since: int, timeout: float | None) -> int:
+    def wait(self, signal: Signal, since: int, timeout: float | None) -> Coroutine[Any, Any, int]:
         """Wait as `Engine.wait` tells."""
         self.check_usable()
-        return await self.engine.wait(signal, since, timeout)
+        return self.engine.wait(signal, since, timeout)
 
     @property
     def leases(self) -> LeaseKeeper:

@@ -30,13 +30,13 @@ CALLERS = (1, 64, 256)
 
 INSERT = """
     INSERT INTO background_jobs (id, task_type, api_type, status, run_at, created_at, updated_at, prompt)
-    VALUES (?, 'task', 'api', 'idle', ?, ?, ?, 'Say hello')
+    VALUES (?, ?, ?, 'idle', ?, ?, ?, ?)
 """
 CLAIM = """
     UPDATE background_jobs SET status = 'running', attempt = attempt + 1, attempts_used = attempts_used + 1,
         started_at = :now, updated_at = :now
     WHERE id = (
-        SELECT id FROM background_jobs WHERE status = 'idle' AND task_type = 'task' AND api_type = 'api'
+        SELECT id FROM background_jobs WHERE status = 'idle' AND task_type = :task AND api_type = :api
         ORDER BY priority DESC, run_at, id LIMIT 1)
     RETURNING id, attempt, prompt
 """
@@ -45,7 +45,7 @@ BEGIN_ATTEMPT = """
     VALUES (?, ?, 'worker', ?, ?)
 """
 COMPLETE = """
-    UPDATE background_jobs SET status = 'completed', finished_at = :now, updated_at = :now, response = 'Hello'
+    UPDATE background_jobs SET status = 'completed', finished_at = :now, updated_at = :now, response = :response
     WHERE id = :id AND attempt = :attempt AND status = 'running'
 """
 END_ATTEMPT = """
@@ -53,9 +53,19 @@ END_ATTEMPT = """
 """
 
 
-def new_row() -> tuple[str, int, int, int]:
+LANE = {"task": "task", "api": "api"}
+PROMPT, RESPONSE = "Say hello", "Hello"
+
+
+def new_row() -> tuple[str | int, ...]:
+    """Return the values of a new job, bound as any program would."""
     now = system_clock()
-    return str(uuid7()), now, now, now
+    return str(uuid7()), LANE["task"], LANE["api"], now, now, now, PROMPT
+
+
+def outcome(job_id: str, attempt: int) -> dict[str, str | int]:
+    """Return the values that a completion binds."""
+    return {"now": system_clock(), "id": job_id, "attempt": attempt, "response": RESPONSE}
 
 
 @contextmanager
@@ -82,7 +92,7 @@ def plain(folder: Path, jobs: int) -> tuple[float, float]:
             connection.execute("COMMIT")
             connection.execute("BEGIN IMMEDIATE")
             for job_id, attempt in claims:
-                values = {"now": system_clock(), "id": job_id, "attempt": attempt}
+                values = outcome(job_id, attempt)
                 connection.execute(COMPLETE, values)
                 connection.execute(END_ATTEMPT, values)
             connection.execute("COMMIT")
@@ -92,7 +102,7 @@ def plain(folder: Path, jobs: int) -> tuple[float, float]:
 
 def plain_claim(connection: sqlite3.Connection) -> tuple[str, int]:
     now = system_clock()
-    [(job_id, attempt, _)] = connection.execute(CLAIM, {"now": now}).fetchall()
+    [(job_id, attempt, _)] = connection.execute(CLAIM, {"now": now, **LANE}).fetchall()
     connection.execute(BEGIN_ATTEMPT, (job_id, attempt, now + 30_000, now))
     return job_id, attempt
 
@@ -141,11 +151,11 @@ async def one_await_a_statement(folder: Path, jobs: int, callers: int) -> tuple[
             async with lock:
                 now = system_clock()
                 await database.execute("BEGIN IMMEDIATE")
-                async with database.execute(CLAIM, {"now": now}) as cursor:
+                async with database.execute(CLAIM, {"now": now, **LANE}) as cursor:
                     [(job_id, attempt, _)] = await cursor.fetchall()
                 await database.execute(BEGIN_ATTEMPT, (job_id, attempt, now + 30_000, now))
                 await database.execute("COMMIT")
-            values = {"now": system_clock(), "id": job_id, "attempt": attempt}
+            values = outcome(job_id, attempt)
             await transaction((COMPLETE, values), (END_ATTEMPT, values))
 
         return await rate(enqueue, jobs, callers), await rate(claim_and_complete, jobs, callers)
@@ -156,11 +166,11 @@ async def with_store(folder: Path, jobs: int, callers: int) -> tuple[float, floa
     async with JobStore(folder / f"{uuid7()}.db", migrate=True) as store:
 
         async def enqueue() -> None:
-            await store.jobs.enqueue("Say hello", task_type="task", api_type="api")
+            await store.jobs.enqueue(PROMPT, task_type="task", api_type="api")
 
         async def claim_and_complete() -> None:
             [claim] = await store.jobs.claim("worker")
-            await store.jobs.complete(claim, "Hello")
+            await store.jobs.complete(claim, RESPONSE)
 
         return await rate(enqueue, jobs, callers), await rate(claim_and_complete, jobs, callers)
 
@@ -186,7 +196,7 @@ async def lone_caller(folder: Path, rounds: int) -> tuple[float, float]:
         enqueues, hops = [], []
         for _ in range(rounds):
             started = time.perf_counter()
-            await store.jobs.enqueue("Say hello", task_type="task", api_type="api")
+            await store.jobs.enqueue(PROMPT, task_type="task", api_type="api")
             enqueues.append(time.perf_counter() - started)
     async with aiosqlite.connect(":memory:") as database:
         for _ in range(rounds):
