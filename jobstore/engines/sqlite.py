@@ -6,6 +6,7 @@ import asyncio
 import os
 import shlex
 import sqlite3
+import stat
 from collections.abc import Coroutine
 from functools import partial
 from pathlib import Path
@@ -204,6 +205,25 @@ class _Checkpoint:
                 return  # another process is at it, or the disk is: what was committed is safe in the log
 
 
+def is_there(path: Path) -> bool:
+    """Return whether there is a file; without one, there is at least the folder for it.
+
+    Raises:
+        DatabaseNotFound: It is a folder, or there is no such folder, or it cannot be told.
+    """
+    try:
+        kind = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        if not path.parent.is_dir():
+            raise DatabaseNotFound(str(path), f"the folder {path.parent} does not exist") from None
+        return False
+    except OSError as error:
+        raise DatabaseNotFound(str(path), f"it cannot be looked at: {error.strerror}") from error
+    if stat.S_ISDIR(kind):
+        raise DatabaseNotFound(str(path), "it is a folder; name a file in it")
+    return True
+
+
 def connect_writer(path: Path, durability: Durability) -> sqlite3.Connection:
     """Open the writing connection: no waiting inside SQLite, explicit transactions, no checkpoint of its own.
 
@@ -214,9 +234,7 @@ def connect_writer(path: Path, durability: Durability) -> sqlite3.Connection:
     if sqlite3.sqlite_version_info < MINIMUM_SQLITE:
         needed = ".".join(map(str, MINIMUM_SQLITE))
         raise DatabaseError(f"SQLite {sqlite3.sqlite_version} is too old: {needed} or newer is needed")
-    if path.is_dir():
-        raise DatabaseNotFound(str(path), "it is a folder; name a file in it")
-    if not path.exists():
+    if not is_there(path):
         command = f"python -m jobstore.migrate --db {shlex.quote(str(path))}"
         raise DatabaseNotFound(str(path), f"create it with `{command}`")
     connection = _connect(path, "rw")
@@ -259,7 +277,7 @@ def _connect(path: Path, mode: Literal["rw", "ro"]) -> sqlite3.Connection:
 def _check_and_prepare(connection: sqlite3.Connection, check: Any) -> None:  # noqa: ANN401 - an operation
     driver.read(connection, check)
     try:
-        connection.execute("PRAGMA journal_mode=WAL").fetchone()
+        driver.execute_patiently(connection, "PRAGMA journal_mode=WAL", BUSY_DEADLINE)
         connection.execute("PRAGMA busy_timeout=0")  # our own, fairer retry takes over
         _probe_writing(connection)
     except sqlite3.Error as error:
