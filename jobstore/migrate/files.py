@@ -1,4 +1,4 @@
-"""What a migration does with files: find the database, make a new one, look into one, copy one before it is changed."""
+"""What a migration does with files: make a new database, look into one, copy one before it is changed."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import contextlib
 import errno
 import os
 import sqlite3
-import stat
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,28 +13,9 @@ from typing import TypeVar
 from urllib.parse import quote
 
 from jobstore.engines.sqlite_driver import translate
-from jobstore.errors import DatabaseError, DatabaseNotFound, DiskFailed, DiskFull, ReadOnlyDatabase
+from jobstore.errors import DatabaseError, DiskFailed, DiskFull, ReadOnlyDatabase
 
 T = TypeVar("T")
-
-
-def is_there(path: Path) -> bool:
-    """Return whether there is a file; without one, there is at least the folder for it.
-
-    Raises:
-        DatabaseNotFound: It is a folder, or there is no such folder, or it cannot be told.
-    """
-    try:
-        kind = path.stat().st_mode
-    except (FileNotFoundError, NotADirectoryError):
-        if not path.parent.is_dir():
-            raise DatabaseNotFound(str(path), f"the folder {path.parent} does not exist") from None
-        return False
-    except OSError as error:
-        raise DatabaseNotFound(str(path), f"it cannot be looked at: {error.strerror}") from error
-    if stat.S_ISDIR(kind):
-        raise DatabaseNotFound(str(path), "it is a folder; name a file in it")
-    return True
 
 
 def create_private(path: Path) -> bool:

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from jobstore.clock import Clock, from_milliseconds, system_clock
-from jobstore.engines.sqlite import connect_writer
+from jobstore.engines.sqlite import connect_writer, is_there
 from jobstore.engines.sqlite_driver import begin, execute_patiently, roll_back, translate
 from jobstore.errors import DatabaseError, JobStoreError, SchemaMismatch, StatementFailed
-from jobstore.migrate.files import back_up, create_private, is_there, look
+from jobstore.migrate.files import back_up, create_private, look
 from jobstore.migrate.helpers import has_column, has_table
 from jobstore.migrate.steps import Step, check_applied, load_steps, pending_steps
 from jobstore.models import AppliedMigration
@@ -117,11 +117,13 @@ class Migrator:
             with _transaction(connection):
                 if not self._is_pending(connection, step):
                     continue
-                if not applied and not _is_empty(connection):
-                    backup = back_up(self._path)
+                worth_keeping = not applied and not _is_empty(connection)
+                self._record(connection, step)  # before the backup: so it is known that the file can be written
+                if worth_keeping:
+                    backup = back_up(self._path)  # which does not see what is not committed
                     backed_up(backup)
                 announce(step)
-                self._apply(connection, step)
+                _apply(connection, step)
             applied.append(step.name)
         return Result(applied, backup)
 
@@ -131,20 +133,8 @@ class Migrator:
         check_applied(self._steps, applied)
         return step in pending_steps(self._steps, applied)
 
-    def _apply(self, connection: sqlite3.Connection, step: Step) -> None:
-        """Make a step's change and its record, ready to be committed together."""
+    def _record(self, connection: sqlite3.Connection, step: Step) -> None:
         connection.execute(_RECORDS)
-        orphans = _count_orphans(connection)
-        try:
-            with _without_transactions(connection):
-                step.apply(connection)
-        except Exception as error:
-            raise _failure(step, error) from error
-        if made := _count_orphans(connection) - orphans:
-            child, parent = next(iter(made))
-            raise SchemaMismatch(
-                f"step {step.name} was undone: it leaves rows of {child} whose {parent} does not exist", (step.name,)
-            )
         record = (step.name, step.checksum, self._clock())
         connection.execute("INSERT INTO migrations (name, checksum, applied_at) VALUES (?, ?, ?)", record)
 
@@ -160,6 +150,21 @@ def _transaction(connection: sqlite3.Connection) -> Iterator[None]:
         raise translate(error) from error
     finally:
         roll_back(connection)
+
+
+def _apply(connection: sqlite3.Connection, step: Step) -> None:
+    """Make a step's change, to be committed together with its record."""
+    orphans = _count_orphans(connection)
+    try:
+        with _without_transactions(connection):
+            step.apply(connection)
+    except Exception as error:
+        raise _failure(step, error) from error
+    if made := _count_orphans(connection) - orphans:
+        child, parent = next(iter(made))
+        raise SchemaMismatch(
+            f"step {step.name} was undone: it leaves rows of {child} whose {parent} does not exist", (step.name,)
+        )
 
 
 @contextlib.contextmanager
