@@ -194,36 +194,33 @@ def show(jobs: list[Job]) -> None:
     table.add_column("the answer lies")
     for job in jobs:
         status = f"{job.status}: {job.error_type}" if job.error_type else job.status
+        place = "in the file below" if job.output_sha256 else "in its row"
         table.add_row(
-            str(job.metadata["name"]),
-            status,
-            *figures(job),
-            "in the file below" if job.output_file_path else "in its row",
+            str(job.metadata["name"]), status, *figures(job), place if job.status is JobStatus.COMPLETED else "nowhere"
         )
     console.print()
     console.print(table)
+    console.print("\n".join(notes(jobs)), soft_wrap=True)
+
+
+def figures(job: Job) -> tuple[str, str, str, str]:
+    """Return a job's tokens in and out, seconds and bytes, as far as they are known."""
+    seconds = (job.finished_at - job.started_at).total_seconds() if job.finished_at and job.started_at else 0
+    size = job.output_bytes or len((job.response or "").encode())
+    return f"{job.input_tokens or 0:,}", f"{job.output_tokens or 0:,}", f"{seconds:,.1f}", f"{size:,}"
+
+
+def notes(jobs: list[Job]) -> Iterator[str]:
+    """Yield where the large answers lie, and how to look at everything."""
     for job in jobs:
         if job.output_sha256 is not None:
             verdict = "matches its row" if is_intact(job) else "DOES NOT MATCH ITS ROW"
-            console.print(
-                f"\n{output_path(job)}\nhas the SHA-256 {job.output_sha256}, which {verdict}.", soft_wrap=True
-            )
+            yield f"\n{output_path(job)}\nhas the SHA-256 {job.output_sha256}, which {verdict}."
     program = "jobstore" if shutil.which("jobstore") else f"{sys.executable} -m jobstore"
-    console.print("\nLook at it:", style="bold")
-    console.print(
-        f'  sqlite3 {DATABASE} "SELECT status, output_tokens, substr(response, 1, 80) FROM background_jobs"',
-        soft_wrap=True,
-    )
-    console.print(f"  {program} list --db {DATABASE}", soft_wrap=True)
-    console.print(f"  {program} show {jobs[0].id} --db {DATABASE}", soft_wrap=True)
-
-
-def figures(job: Job) -> list[str]:
-    """Return a job's tokens, seconds and bytes, as far as they are known."""
-    took = (job.finished_at - job.started_at).total_seconds() if job.finished_at and job.started_at else None
-    size = len(job.response.encode()) if job.response is not None else job.output_bytes
-    numbers = (job.input_tokens, job.output_tokens, took, size)
-    return ["" if number is None else f"{number:,.1f}" if number is took else f"{number:,}" for number in numbers]
+    yield "\nLook at it:"
+    yield f'  sqlite3 {DATABASE} "SELECT status, output_tokens, substr(response, 1, 80) FROM background_jobs"'
+    yield f"  {program} list --db {DATABASE}"
+    yield f"  {program} show {jobs[0].id} --db {DATABASE}"
 
 
 def output_path(job: Job) -> Path | None:
