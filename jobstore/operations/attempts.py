@@ -186,10 +186,9 @@ def complete(
     }
     held, given_up = _complete_sql(with_usage=usage is not None)
     row = yield from fetch_one(held, **parameters)
-    if row is None:
-        row = yield from fetch_one(given_up, **parameters)
-    if row is None:
-        return (yield from _completed_before(claim))
+    late = row is None and (yield from fetch_one(given_up, **parameters)) is not None
+    if row is None and not late:
+        return (yield from _as_completed(claim))
     yield from execute(
         _COMPLETE_ATTEMPT if keep_output else _COMPLETE_ATTEMPT_INLINE,
         now=now,
@@ -197,6 +196,8 @@ def complete(
         size=response.size,
         **_key(claim),
     )
+    if row is None:  # more than a completion changes may have changed since the claim
+        return (yield from _as_completed(claim))
     return _completed(claim.job, now, row, written)
 
 
@@ -468,10 +469,13 @@ def _claim_sql(task_types: int, api_types: int, one_or_many: Literal["=", "IN"],
 
 @lru_cache(maxsize=64)
 def _heartbeat_sql(count: int) -> str:
+    # The ids alone as well, because SQLite finds rows by the first of a pair only if it is asked for it alone;
+    # and `outcome`, because by `finished_at` it would rather read all running attempts.
+    ids = ", ".join(f":id{index}" for index in range(count))
     pairs = ", ".join(f"(:id{index}, :n{index})" for index in range(count))
     return f"""
         UPDATE job_attempts SET lease_expires_at = :expires
-        WHERE outcome IS NULL AND (job_id, attempt) IN (VALUES {pairs})
+        WHERE outcome IS NULL AND job_id IN ({ids}) AND (job_id, attempt) IN (VALUES {pairs})
         RETURNING job_id, attempt, EXISTS (
             SELECT 1 FROM background_jobs
             WHERE id = job_attempts.job_id AND cancel_requested_at IS NOT NULL) AS cancel_requested
@@ -503,8 +507,8 @@ def _merged_metadata(claim: Claim, changes: dict[str, object] | None) -> Operati
     return dump_json("metadata", json.loads(_held(row, claim)["metadata"]) | changes)
 
 
-def _completed_before(claim: Claim) -> Operation[Job]:
-    """Return the job if this very attempt has completed it already."""
+def _as_completed(claim: Claim) -> Operation[Job]:
+    """Return the job if this very attempt has completed it."""
     row = yield from fetch_one(
         f"""
         SELECT {COLUMNS} FROM background_jobs
