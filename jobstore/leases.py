@@ -39,6 +39,9 @@ class LeaseKeeper:
 
     Args:
         engine: Carries out the heartbeats.
+
+    Attributes:
+        beats: How often all leases were renewed.
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -49,6 +52,7 @@ class LeaseKeeper:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._changed: asyncio.Event | None = None
         self._closed = False
+        self.beats = 0
 
     def keep(self, claim: Claim, lease: float, lost: Callable[[], None], cancel_requested: Callable[[], None]) -> None:
         """Renew a claim's lease from now on, for `lease` seconds at a time.
@@ -120,12 +124,13 @@ class LeaseKeeper:
                 by_lease.setdefault(kept.lease, []).append(key)
         for lease, keys in by_lease.items():
             try:
-                beats = await self._engine.write_aside(attempts.heartbeat, keys, seconds(lease))
+                answers = await self._engine.write_aside(attempts.heartbeat, keys, seconds(lease))
             except JobStoreError as error:
                 logger.warning("heartbeat of %d claims failed, trying again: %s", len(keys), error)
                 continue
-            for beat in beats:
+            for beat in answers:
                 self._tell(beat)
+        self.beats += 1
 
     def _tell(self, beat: Heartbeat) -> None:
         if beat.extended and not beat.cancel_requested:

@@ -101,6 +101,7 @@ class Worker:
         self._running: dict[tuple[str, int], _Running] = {}
         self._threads = anyio.CapacityLimiter(concurrency)
         self._stopping = False
+        self._grace_runs = self._grace_over = False
         self._nudge = anyio.Event()
 
     def handles(self, task_type: str, *, timeout: float | None = None) -> Callable[[H], H]:
@@ -133,6 +134,7 @@ class Worker:
         Stopping twice, or before `run`, is fine.
         """
         self._stopping = True
+        self._grace_over = self._grace_runs
         self._nudge.set()
 
     async def run(self, *, drain: bool = False, grace: float = 10.0) -> None:
@@ -155,7 +157,7 @@ class Worker:
             await self._wait_for_running(grace)
             for running in self._running.values():
                 running.interrupt("stopped")
-        self._stopping = False
+        self._stopping = self._grace_runs = self._grace_over = False
 
     async def _claim_until_stopped(self, jobs: TaskGroup, *, drain: bool) -> None:
         while not self._stopping:
@@ -199,9 +201,10 @@ class Worker:
             waiting.cancel_scope.cancel()
 
     async def _wait_for_running(self, grace: float) -> None:
-        self._stopping = False  # from here on, a further stop ends the grace
+        """Wait until all running jobs have ended, the grace is over, or a further stop ends it."""
+        self._grace_runs = True
         with anyio.move_on_after(grace):
-            while self._running and not self._stopping:
+            while self._running and not self._grace_over:
                 self._nudge = anyio.Event()
                 await self._nudge.wait()
 

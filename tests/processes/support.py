@@ -1,0 +1,39 @@
+"""Running pieces of Python in processes of their own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+
+def spawn(code: str, *arguments: object, cwd: Path | None = None) -> subprocess.Popen[str]:
+    """Start a process that runs a piece of code, with warnings shown and its streams as pipes."""
+    environment = os.environ | {"PYTHONUNBUFFERED": "1", "PYTHONWARNINGS": "default"}
+    return subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(code), *map(str, arguments)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        cwd=cwd,
+    )
+
+
+def finish(process: subprocess.Popen[str], text: str | None = None) -> tuple[int, str, str]:
+    """Wait for a process, which must end by itself; return its code, output and errors."""
+    try:
+        output, errors = process.communicate(text, timeout=60)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        output, errors = process.communicate()
+        raise AssertionError(f"it hung; it had said: {output}{errors}") from None
+    return process.returncode, output, errors
+
+
+def run(code: str, *arguments: object) -> tuple[int, str, str]:
+    """Run a piece of code in a process of its own."""
+    return finish(spawn(code, *arguments))
