@@ -152,6 +152,7 @@ class Worker:
         """
         if not self._handlers:
             raise InvalidArgument("handles", "there is no handler: register one with @worker.handles(task_type)")
+        self._threads.total_tokens = self.concurrency  # which may have been changed since
         async with self._signals_heeded(), anyio.create_task_group() as jobs:
             await self._claim_until_stopped(jobs, drain=drain)
             await self._wait_for_running(grace)
