@@ -37,6 +37,8 @@ class Status(NamedTuple):
 
     applied: list[AppliedMigration]
     pending: list[Step]
+    holds_anything: bool
+    """Whether there is anything that a migration would back up first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,9 +74,9 @@ class Migrator:
         Raises:
             DatabaseError: There cannot be such a file, it cannot be read, or it does not fit this version.
         """
-        applied = look(self._path, _read_applied) if is_there(self._path) else []
+        applied, is_empty = look(self._path, _read_state) if is_there(self._path) else ([], True)
         check_applied(self._steps, applied)
-        return Status(applied, pending_steps(self._steps, applied))
+        return Status(applied, pending_steps(self._steps, applied), not is_empty)
 
     def run(
         self,
@@ -186,6 +188,10 @@ def _read_applied(connection: sqlite3.Connection) -> list[AppliedMigration]:
     return [
         AppliedMigration(name=name, checksum=checksum, applied_at=from_milliseconds(at)) for name, checksum, at in rows
     ]
+
+
+def _read_state(connection: sqlite3.Connection) -> tuple[list[AppliedMigration], bool]:
+    return _read_applied(connection), _is_empty(connection)
 
 
 def _is_empty(connection: sqlite3.Connection) -> bool:

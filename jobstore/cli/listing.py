@@ -1,0 +1,131 @@
+"""`jobstore list` and `jobstore stats`: many jobs at a glance."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Any, Literal
+
+import typer
+from rich.text import Text
+
+from jobstore import Job, JobStats, JobStatus, JobStore, Page
+from jobstore.cli import stores
+from jobstore.cli.options import AsJson, Db, read_moment
+from jobstore.cli.screen import Cell, ago, note, one_line, write_json, write_table
+
+STYLES = {
+    JobStatus.RUNNING: "cyan",
+    JobStatus.COMPLETED: "green",
+    JobStatus.FAILED: "red",
+    JobStatus.CANCELED: "yellow",
+    JobStatus.SCHEDULED: "blue",
+}
+ENDING = 6
+"""How many of the last characters of an id are enough to name a job by."""
+
+
+def without_texts(job: Job) -> dict[str, Any]:
+    """Return a job for JSON, without its prompt and response."""
+    return job.model_dump(mode="json", exclude={"prompt", "response"})
+
+
+def status_cell(job: Job) -> Text:
+    """Return a job's status in its colour."""
+    return Text(job.status, style=STYLES.get(job.status, ""))
+
+
+def list_jobs(
+    *,
+    status: Annotated[
+        list[JobStatus] | None,
+        typer.Option("--status", metavar="STATUS", help=f"Only these: {', '.join(JobStatus)}. May be repeated."),
+    ] = None,
+    session: Annotated[str | None, typer.Option("--session", metavar="ID", help="Only of this session.")] = None,
+    task_type: Annotated[
+        str | None, typer.Option("--task-type", metavar="NAME", help="Only of this task type.")
+    ] = None,
+    api_type: Annotated[str | None, typer.Option("--api-type", metavar="NAME", help="Only for this API.")] = None,
+    created_after: Annotated[
+        datetime | None,
+        typer.Option(
+            "--created-after", metavar="WHEN", parser=read_moment, help="2030-01-31T08:00, or -90s, -2h, -1d."
+        ),
+    ] = None,
+    created_before: Annotated[
+        datetime | None, typer.Option("--created-before", metavar="WHEN", parser=read_moment, help="The same.")
+    ] = None,
+    cleared: Annotated[bool, typer.Option("--cleared", help="Only those that were hidden.")] = False,
+    every: Annotated[bool, typer.Option("--all", help="Also those that were hidden.")] = False,
+    order: Annotated[
+        Literal["newest", "active"],
+        typer.Option("--order", help="The newest first; or the running first, then the waiting, then the finished."),
+    ] = "newest",
+    limit: Annotated[int, typer.Option("--limit", metavar="N", help="How many at most, up to 1,000.")] = 50,
+    cursor: Annotated[str | None, typer.Option("--cursor", metavar="CURSOR", help="Go on where a list ended.")] = None,
+    db: Db = "",
+    as_json: AsJson = False,
+) -> None:
+    """List jobs, the newest first, without their texts.
+
+    The last characters of an id, 6 or more, are enough to name the job by.
+    """
+
+    async def act(store: JobStore) -> Page[Job]:
+        return await store.jobs.list(
+            status=status or None,
+            session_id=session,
+            task_type=task_type,
+            api_type=api_type,
+            cleared=None if every else cleared,
+            created_before=created_before,
+            created_after=created_after,
+            order=order,
+            limit=limit,
+            cursor=cursor,
+        )
+
+    page = stores.run(db, act)
+    if as_json:
+        write_json({"items": list(map(without_texts, page.items)), "next_cursor": page.next_cursor})
+        return
+    write_table(["id", "status", "task type", "api", "age", "tries", "message"], list(map(_row, page.items)))
+    if page.next_cursor is not None:
+        note(f"there are more: --cursor {page.next_cursor}")
+
+
+def stats(*, db: Db = "", as_json: AsJson = False) -> None:
+    """Count the jobs by status and lane (task type and API)."""
+
+    async def act(store: JobStore) -> JobStats:
+        return await store.jobs.stats()
+
+    found = stores.run(db, act)
+    if as_json:
+        write_json(found)
+        return
+    lanes = sorted(found.lanes, key=lambda lane: (lane.task_type, lane.api_type))
+    rows = [[f"{lane.task_type}/{lane.api_type}", *_counts(lane.counts)] for lane in lanes]
+    write_table(["lane", *JobStatus], [*rows, ["all", *_counts(found.counts)]])
+
+
+def _row(job: Job) -> list[Cell]:
+    message = job.error_type if job.status is JobStatus.FAILED else job.status_message
+    return [
+        _id_cell(job.id),
+        status_cell(job),
+        job.task_type,
+        job.api_type,
+        ago(job.created_at),
+        f"{job.attempts_used}/{job.max_attempts}",
+        one_line(message or ""),
+    ]
+
+
+def _id_cell(job_id: str) -> Text:
+    cell = Text(one_line(job_id))
+    cell.stylize("bold", max(0, len(cell) - ENDING))
+    return cell
+
+
+def _counts(counts: dict[JobStatus, int]) -> list[Cell]:
+    return [Text(f"{counts.get(status, 0):,}", style=STYLES.get(status, ""), justify="right") for status in JobStatus]

@@ -1,0 +1,71 @@
+"""`jobstore migrate`: brings the schema of a database up to date, by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from jobstore.cli.options import AsJson, Db
+from jobstore.cli.screen import local, note, say, write_json, write_table
+from jobstore.migrate import Migrator, Status
+from jobstore.store import database_path
+
+
+def migrate(
+    *,
+    db: Db = "",
+    status: Annotated[bool, typer.Option("--status", help="Only list what was applied and what is pending.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Create a database, or bring its schema up to date.
+
+    Each step is applied as a whole or not at all. A database that holds anything is copied first, to a file
+    beside it with `backup` in its name. Other programs may have the database open; they wait while a step runs.
+    """
+    if status and dry_run:
+        raise typer.BadParameter("give one of them", param_hint="'--status' / '--dry-run'")
+    path = database_path(db)
+    migrator = Migrator(path)
+    if status:
+        _list_steps(path, migrator.status(), as_json=as_json)
+    elif dry_run:
+        _foretell(path, migrator.status(), as_json=as_json)
+    else:
+        _apply(path, migrator, as_json=as_json)
+
+
+def _list_steps(path: Path, status: Status, *, as_json: bool) -> None:
+    pending = [step.name for step in status.pending]
+    if as_json:
+        write_json({"database": path, "applied": status.applied, "pending": pending})
+        return
+    applied = [[record.name, local(record.applied_at)] for record in status.applied]
+    write_table(["step", "applied"], [*applied, *([name, "pending"] for name in pending)])
+
+
+def _foretell(path: Path, status: Status, *, as_json: bool) -> None:
+    pending = [step.name for step in status.pending]
+    backup = bool(pending) and status.holds_anything
+    if as_json:
+        write_json({"database": path, "pending": pending, "backup": backup})
+        return
+    if backup:
+        say(f"would back up {path}")
+    for name in pending:
+        say(f"would apply {name}")
+    if not pending:
+        say(f"{path} is up to date")
+
+
+def _apply(path: Path, migrator: Migrator, *, as_json: bool) -> None:
+    progress = note if as_json else say
+    result = migrator.run(
+        lambda step: progress(f"applying {step.name}"), lambda backup: progress(f"backed up to {backup}")
+    )
+    if as_json:
+        write_json({"database": path, "applied": result.applied, "backup": result.backup})
+        return
+    say(f"{path} is up to date")

@@ -1,0 +1,93 @@
+"""Options that several commands share, and how what is typed is read."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from jobstore.store import URL_VARIABLE
+
+DEFAULT_DATABASE = "jobs.db"
+
+_DISTANCE = re.compile(r"([+-])(\d+(?:\.\d+)?)([smhd])")
+_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
+
+
+def named_database(context: typer.Context, value: str | None) -> str | None:
+    """Return the database that was named, behind the command's name or before it."""
+    before: str | None = context.parent.params.get("db") if context.parent is not None else None
+    return value or before
+
+
+def database(context: typer.Context, value: str | None) -> str:
+    """Return the database that is meant."""
+    return named_database(context, value) or os.environ.get(URL_VARIABLE) or DEFAULT_DATABASE
+
+
+def read_moment(text: str | datetime) -> datetime:
+    """Read a time: ISO 8601, local without a time zone, or a distance from now such as +90s, -2h, +1d.
+
+    Raises:
+        BadParameter: It is neither.
+    """
+    if isinstance(text, datetime):
+        return text
+    try:
+        if match := _DISTANCE.fullmatch(text):
+            sign, amount, unit = match.groups()
+            return datetime.now(UTC) + timedelta(**{_UNITS[unit]: float(sign + amount)})
+        return datetime.fromisoformat(text).astimezone()
+    except (ValueError, OverflowError):
+        raise typer.BadParameter(f"{text!r} is no time: write 2030-01-31T08:00, or +90s, +15m, +2h, -1d") from None
+
+
+def read_object(text: str | dict[str, Any]) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        BadParameter: It is none.
+    """
+    if isinstance(text, dict):
+        return text
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise typer.BadParameter(f"it is not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise typer.BadParameter('it must be a JSON object, such as {"target": "plan"}')
+    return value
+
+
+_DB_HELP = f"The database: a path, or sqlite:///abs/path.db. Without it, {URL_VARIABLE}, or else ./{DEFAULT_DATABASE}."
+
+GroupDb = Annotated[str | None, typer.Option("--db", metavar="URL", show_default=False, help=_DB_HELP)]
+"""As it was given, before the command's name or behind it."""
+
+Db = Annotated[str, typer.Option("--db", metavar="URL", callback=database, show_default=False, help=_DB_HELP)]
+"""Behind the command's name: the database that is meant."""
+
+Outputs = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FOLDER",
+        show_default=False,
+        help="Where large texts lie, if not in the database's path with .outputs behind it.",
+    ),
+]
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document, with times in ISO 8601.")]
+
+JobId = Annotated[
+    str, typer.Argument(metavar="ID", show_default=False, help="The job's id, or the last 6 or more characters of it.")
+]
+
+JobIds = Annotated[
+    list[str],
+    typer.Argument(metavar="ID", show_default=False, help="Ids of jobs, or the last 6 or more characters of each."),
+]

@@ -1,0 +1,159 @@
+"""Writing to the terminal, or to whatever the standard output is: styled there, plain and exact elsewhere."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+from pydantic import BaseModel
+from rich.cells import cell_len
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+Cell = str | Text
+
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+_UNSAFE_IN_JSON = re.compile(r"[\x7f-\x9f]")
+
+
+def is_terminal() -> bool:
+    """Whether a person is looking at the standard output."""
+    return sys.stdout.isatty()
+
+
+def visible(text: str) -> str:
+    """Return a text whose control characters are written out, so that it cannot drive the terminal."""
+    return _CONTROLS.sub(lambda match: f"\\x{ord(match[0]):02x}", text.replace("\r\n", "\n"))
+
+
+def one_line(text: str) -> str:
+    """Return a text as one line that is safe to show."""
+    return visible(" ".join(text.split()))
+
+
+def note(text: str) -> None:
+    """Write a line to the standard error."""
+    sys.stdout.flush()
+    sys.stderr.write(f"jobstore: {one_line(text)}\n")
+    sys.stderr.flush()
+
+
+def say(line: str) -> None:
+    """Write a line to the standard output."""
+    _write(f"{visible(line)}\n")
+
+
+def write_exactly(text: str) -> None:
+    """Write a text of a user: exactly, unless a terminal shows it."""
+    if is_terminal():
+        _write(visible(text))
+    else:
+        _write_bytes(text.encode())
+    sys.stdout.flush()
+
+
+def write_json(document: object) -> None:
+    """Write a JSON document, models and times in it included."""
+    text = json.dumps(document, ensure_ascii=False, indent=2, default=_as_json)
+    safe = _UNSAFE_IN_JSON.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
+    _write_bytes(f"{safe}\n".encode())
+
+
+def write_table(headings: Sequence[str], rows: Sequence[Sequence[Cell]]) -> None:
+    """Write rows in columns; in a terminal the first column is never cut."""
+    cleaned = [[_clean(cell) for cell in row] for row in rows]
+    if not is_terminal():
+        _write_plain([[heading.upper() for heading in headings], *([cell.plain for cell in row] for row in cleaned)])
+        return
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    table.add_column(headings[0], no_wrap=True, min_width=max((cell_len(row[0].plain) for row in cleaned), default=0))
+    for heading in headings[1:]:
+        table.add_column(heading, overflow="ellipsis", no_wrap=True)
+    for row in cleaned:
+        table.add_row(*row)
+    _console().print(table)
+
+
+def write_facts(facts: Sequence[tuple[str, Cell]]) -> None:
+    """Write names and values below each other."""
+    cleaned = [(name, _clean(value)) for name, value in facts]
+    if not is_terminal():
+        _write_plain([[name, value.plain] for name, value in cleaned])
+        return
+    grid = Table.grid(padding=(0, 2, 0, 0))
+    grid.add_column(style="bold", no_wrap=True)
+    grid.add_column(overflow="fold")
+    for name, value in cleaned:
+        grid.add_row(name, value)
+    _console().print(grid)
+
+
+def write_heading(text: str) -> None:
+    """Write a line that begins a new part."""
+    if is_terminal():
+        _console().print(Text(f"\n{text}", style="bold"))
+    else:
+        _write(f"\n{text}\n")
+
+
+def ago(moment: datetime) -> str:
+    """Return about how long ago a moment was, or how far ahead it lies."""
+    distance = (datetime.now(UTC) - moment).total_seconds()
+    for unit, seconds in (("d", 86400), ("h", 3600), ("m", 60)):
+        if abs(distance) >= seconds:
+            return f"{'in ' if distance < 0 else ''}{abs(distance) / seconds:.0f}{unit}"
+    return f"{'in ' if distance < 0 else ''}{abs(distance):.0f}s"
+
+
+def local(moment: datetime | None) -> str:
+    """Return a moment in the local time zone, to the second."""
+    return "" if moment is None else moment.astimezone().isoformat(" ", "seconds")
+
+
+def size_of(count: int) -> str:
+    """Return a number of bytes as people read it."""
+    for unit, factor in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if count >= factor:
+            return f"{count / factor:.1f} {unit}"
+    return f"{count} bytes"
+
+
+def _console() -> Console:
+    return Console(highlight=False, markup=False, emoji=False)
+
+
+def _clean(cell: Cell) -> Text:
+    if isinstance(cell, str):
+        return Text(one_line(cell))
+    return cell
+
+
+def _write_plain(rows: Sequence[Sequence[str]]) -> None:
+    """Write rows in columns without cutting anything; an empty cell is a dash, so that columns can be counted."""
+    filled = [[cell or "-" for cell in row] for row in rows]
+    widths = [max(map(cell_len, column)) for column in zip(*filled, strict=True)]
+    for row in filled:
+        padded = [cell + " " * (width - cell_len(cell)) for cell, width in zip(row, widths, strict=True)]
+        _write("  ".join(padded).rstrip() + "\n")
+
+
+def _write(text: str) -> None:
+    encoding = sys.stdout.encoding or "utf-8"
+    sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding))
+
+
+def _write_bytes(data: bytes) -> None:
+    sys.stdout.flush()
+    sys.stdout.buffer.write(data)
+
+
+def _as_json(value: object) -> object:
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json")
+    if isinstance(value, datetime):
+        return value.isoformat()
+    return str(value)

@@ -1,0 +1,40 @@
+"""Opening the store for one command, and finding a job by what was typed."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import TypeVar
+
+from jobstore import InvalidArgument, JobStore
+
+T = TypeVar("T")
+
+_ENDING = re.compile(r"[0-9a-f-]{6,35}")
+
+
+def run(db: str, action: Callable[[JobStore], Awaitable[T]], outputs: Path | None = None) -> T:
+    """Open a store, act on it and close it."""
+
+    async def act() -> T:
+        async with JobStore(db, outputs=outputs) as store:
+            return await action(store)
+
+    return asyncio.run(act())
+
+
+async def find(store: JobStore, typed: str) -> str:
+    """Return the id of the job that is meant: as it was typed, unless exactly one ends in it.
+
+    Raises:
+        InvalidArgument: Several do.
+    """
+    if not _ENDING.fullmatch(typed):
+        return typed
+    rows = await store.execute("SELECT id FROM background_jobs WHERE id LIKE '%' || :typed LIMIT 3", {"typed": typed})
+    ids = [row["id"] for row in rows]
+    if len(ids) > 1 and typed not in ids:
+        raise InvalidArgument("ID", f"several jobs end in {typed}: give more of it")
+    return ids[0] if len(ids) == 1 else typed
