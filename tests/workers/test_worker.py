@@ -131,13 +131,11 @@ async def test_a_handler_that_takes_too_long_is_ended(store: JobStore) -> None:
     worker = Worker(store)
 
     @worker.handles("task", timeout=0.01)
-    async def handle(job: JobContext) -> None:
-        await job.write("so far")
+    async def handle(_: JobContext) -> None:
         await asyncio.Event().wait()
 
     job = await drained(store, worker, await enqueue(store, max_attempts=1))
     assert (job.status, job.error_type) == (JobStatus.FAILED, "timeout")
-    assert await store.jobs.read_response(job.id) == "so far"
 
 
 async def test_a_jobs_own_timeout_goes_before_the_handlers(store: JobStore) -> None:

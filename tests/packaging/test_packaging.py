@@ -1,0 +1,84 @@
+"""What is published: the public names, the packages of the wheel, and no top-level name but one."""
+
+from __future__ import annotations
+
+import inspect
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import jobstore
+import jobstore.workers
+from jobstore import errors
+
+ROOT = Path(__file__).parents[2]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+
+PUBLIC = """
+    AppliedMigration Attempt AttemptOutcome Claim Clock ConnectionLost ConstraintFailed DatabaseBusy DatabaseCorrupt
+    DatabaseError DatabaseNotFound DiskFailed DiskFull Heartbeat InvalidArgument InvalidJob InvalidTransition Job
+    JobNotFound JobStats JobStatus JobStore JobStoreError LaneStats LeaseLost MakeOperation MigrationRequired NewJob
+    NotFound Operation OutputError OutputRestarted Page PoolTimeout ReadOnlyDatabase Row SchemaMismatch Session
+    SessionNotFound StatementFailed StoreClosed Usage close_database ensure_connection execute execute_many fetch_all
+    fetch_one
+""".split()
+
+
+def test_the_public_names_are_these_and_sorted() -> None:
+    assert jobstore.__all__ == PUBLIC
+    assert sorted(jobstore.__all__) == jobstore.__all__
+    assert all(hasattr(jobstore, name) for name in PUBLIC)
+    assert jobstore.workers.__all__ == ["Cancel", "Fail", "JobContext", "Outcome", "Retry", "Snooze", "Worker"]
+
+
+def test_every_error_is_public_drawn_in_the_tree_and_below_one_root() -> None:
+    classes = [value for value in vars(errors).values() if inspect.isclass(value) and issubclass(value, Exception)]
+    assert errors.__doc__ is not None
+    for one in classes:
+        assert issubclass(one, jobstore.JobStoreError)
+        assert one.__name__ in PUBLIC
+        assert one.__name__ in errors.__doc__
+
+
+@pytest.mark.parametrize("kind", [jobstore.JobStore, type(jobstore.JobStore.jobs), jobstore.Job, jobstore.workers.Worker])
+def test_public_classes_say_what_they_are(kind: type) -> None:
+    assert inspect.getdoc(kind)
+
+
+def test_every_public_method_of_the_repositories_is_documented() -> None:
+    store = jobstore.JobStore
+    for name in ("jobs", "sessions", "files", "cached_state", "kv", "migrations"):
+        repository = inspect.signature(getattr(store, name).fget).return_annotation
+        module = inspect.getmodule(store)
+        assert module is not None
+        for method, function in inspect.getmembers(vars(module)[repository], inspect.isfunction):
+            assert method.startswith("_") or inspect.getdoc(function), f"{name}.{method}"
+
+
+def test_the_packages_of_the_wheel_are_those_of_the_tree() -> None:
+    listed = set(PROJECT["tool"]["setuptools"]["packages"])
+    inside = {
+        ".".join(path.parent.relative_to(ROOT).parts)
+        for path in (ROOT / "jobstore").rglob("__init__.py")
+        if not path.parent.is_symlink()
+    }
+    mapped = {f"jobstore.{folder}" for folder in ("workers", "migrations")} | {"jobstore.migrations.sqlite"}
+    assert listed == inside | mapped
+
+
+def test_the_folders_beside_the_package_are_linked_into_it() -> None:
+    for folder in ("workers", "migrations"):
+        link = ROOT / "jobstore" / folder
+        assert link.is_symlink()
+        assert link.resolve() == ROOT / folder
+
+
+def test_every_dependency_says_why_it_is_there() -> None:
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    project = PROJECT["project"]
+    groups = [project["dependencies"], *project["optional-dependencies"].values()]
+    for requirement in (requirement for group in groups for requirement in group):
+        [line] = {line for line in text.splitlines() if f'"{requirement}"' in line}
+        if not requirement.startswith(("jobstore[", "pytest")):
+            assert "# " in line, requirement
