@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from itertools import count
 from typing import Literal, TypeAlias
 
 from jobstore.models import Usage
@@ -100,22 +99,19 @@ def default_answer(request: LLMRequest) -> Answer:
 
 
 def _long_plan(names: list[str]) -> str:
-    parts, size = [], 0
-    for part in _plan_steps(names):
-        parts.append(part)
-        size += len(part)
-        if size >= LONG_PLAN_BYTES:
-            break
+    parts = ["# A plan\n\nIt comes from a local stand-in, not from a model; it is long because that was asked for.\n"]
+    size = 0
+    while size < LONG_PLAN_BYTES:
+        parts.append(_plan_step(len(parts), names))
+        size += len(parts[-1])
     return "".join(parts)
 
 
-def _plan_steps(names: list[str]) -> Iterator[str]:
-    yield "# A plan\n\nIt comes from a local stand-in, not from a model, and is long because that was asked for.\n"
-    for number in count(1):
-        first, second, third = (names[(number * stride) % len(names)] for stride in (1, 3, 7))
-        yield (
-            f"\n## Step {number}: {first}\n\n"
-            f"Read what {first} does and who uses it. Write a test that states what {second} promises, "
-            f"see it fail, and change {first} until it passes. Look at {third} before going on: "
-            f"it may rely on the old behaviour. Run the whole suite, then write down what was learnt.\n"
-        )
+def _plan_step(number: int, names: list[str]) -> str:
+    first, second, third = (names[(number * stride) % len(names)] for stride in (1, 3, 7))
+    return (
+        f"\n## Step {number}: {first}\n\n"
+        f"Read what {first} does and who uses it. Write a test that states what {second} promises, "
+        f"see it fail, and change {first} until it passes. Look at {third} before going on: "
+        f"it may rely on the old behaviour. Run the whole suite, then write down what was learnt.\n"
+    )

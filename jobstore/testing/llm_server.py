@@ -114,12 +114,9 @@ class LLMServer:
         routes = Starlette(routes=[Route(anthropic.PATH, self._answer_message, methods=["POST"]), anything])
 
         async def application(scope: Scope, receive: Receive, send: Send) -> None:
-            try:
+            # Cancelled when the server is left, which uvicorn would log as a failure of the application.
+            with contextlib.suppress(asyncio.CancelledError):
                 await routes(scope, receive, send)
-            except asyncio.CancelledError:
-                if self._server is not None:
-                    raise
-                # The server is being left; uvicorn would log this as a failure of the application.
 
         return application
 
@@ -171,12 +168,11 @@ class LLMServer:
 
     async def _hang_up(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - an ASGI application
         """Close the socket when what was sent has left, whatever should have followed."""
-        state = self._server.server_state if self._server is not None else uvicorn.server.ServerState()
-        for connection in list(state.connections):
-            if connection.transport.get_extra_info("peername") == scope["client"]:
-                connection.transport.close()
-        while (await receive())["type"] != "http.disconnect":
-            pass
+        connections = self._server.server_state.connections if self._server is not None else ()
+        transports = [connection.transport for connection in connections]
+        for transport in filter(lambda each: each.get_extra_info("peername") == scope["client"], transports):
+            transport.close()
+        await receive()  # returns when the connection is lost
 
     def _delay(self, answer: Answer) -> float:
         return self.delay if answer.delay is None else answer.delay

@@ -11,7 +11,8 @@ from email.utils import format_datetime
 from typing import Any
 
 import pytest
-from anthropic import AsyncAnthropic
+from anthropic import AsyncAnthropic, CredentialsError
+from anthropic.lib.credentials import AccessToken
 
 from jobstore import Usage
 from jobstore.providers import Category, Done, Event, ProviderError, Text
@@ -233,6 +234,16 @@ async def test_nobody_listening_is_a_connection_error() -> None:
         async with AsyncAnthropic(api_key="any", base_url=url) as client:
             _, error = await ask_and_fail(client)
     assert (error.category, error.retryable, error.code) == ("connection", True, "ConnectError")
+
+
+async def test_credentials_that_cannot_be_loaded_are_an_authentication_error(server: LLMServer) -> None:
+    async def credentials(*, force_refresh: bool = False) -> AccessToken:
+        raise CredentialsError(f"no token to be had, refreshed: {force_refresh}")
+
+    async with AsyncAnthropic(credentials=credentials, base_url=server.url) as client:
+        _, error = await ask_and_fail(client)
+    assert (error.category, error.retryable, error.code) == ("authentication", False, "CredentialsError")
+    assert server.requests == []
 
 
 async def test_a_server_that_falls_silent_is_a_timeout(server: LLMServer, client: AsyncAnthropic) -> None:
