@@ -1,0 +1,36 @@
+"""The README's Python runs as it stands, and its tables name files that exist."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+SAID = ["Hello, world!", "completed Hello 1", "First, …", "1"]
+
+
+@pytest.mark.parametrize(("block", "said"), list(zip(BLOCKS, SAID, strict=True)), ids=SAID)
+def test_a_block_of_the_readme_runs_as_pasted(tmp_path: Path, block: str, said: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", block], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == said
+
+
+def test_running_code_stands_within_the_first_forty_lines() -> None:
+    assert "```python" in "\n".join(README.splitlines()[:40])
+    assert "asyncio.run(main())" in "\n".join(README.splitlines()[:40])
+
+
+def test_the_files_that_the_readme_names_exist() -> None:
+    named = re.findall(r"`(tests/[\w/.]+|examples/[\w/.]+)`|\]\(([\w/.]+)\)", README)
+    paths = [first or second for first, second in named]
+    assert len(paths) > 10
+    assert [path for path in paths if not (ROOT / path).exists()] == []
