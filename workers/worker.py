@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import logging
 import os
@@ -153,12 +154,19 @@ class Worker:
         if not self._handlers:
             raise InvalidArgument("handles", "there is no handler: register one with @worker.handles(task_type)")
         self._threads.total_tokens = self.concurrency  # which may have been changed since
-        async with self._signals_heeded(), anyio.create_task_group() as jobs:
-            await self._claim_until_stopped(jobs, drain=drain)
-            await self._wait_for_running(grace)
-            for running in self._running.values():
-                running.interrupt("stopped")
-        self._stopping = self._grace_runs = self._grace_over = False
+        try:
+            async with self._signals_heeded(), anyio.create_task_group() as jobs:
+                await self._claim_until_stopped(jobs, drain=drain)
+                await self._wait_for_running(grace)
+                for running in self._running.values():
+                    running.interrupt("stopped")
+        except BaseExceptionGroup as group:
+            error = _alone(group)
+            raise error from error.__cause__
+        finally:
+            self._stopping = self._grace_runs = self._grace_over = False
+            if self._running:
+                await finish(self._release_unbegun())
 
     async def _claim_until_stopped(self, jobs: TaskGroup, *, drain: bool) -> None:
         while not self._stopping:
@@ -200,6 +208,13 @@ class Worker:
             waiting.start_soon(wake)
             await self._nudge.wait()
             waiting.cancel_scope.cancel()
+
+    async def _release_unbegun(self) -> None:
+        """Release the jobs whose task was cancelled before it could begin."""
+        for running in list(self._running.values()):
+            with contextlib.suppress(JobStoreError):
+                await self.store.jobs.release(running.claim)
+        self._running.clear()
 
     async def _wait_for_running(self, grace: float) -> None:
         """Wait until all running jobs have ended, the grace is over, or a further stop ends it."""
@@ -282,13 +297,21 @@ class Worker:
                 if left and isinstance(error, DatabaseError) and _is_passing(error):
                     await anyio.sleep(RETRY_SECONDS)
                     continue
-                logger.error(  # noqa: TRY400 - a traceback could show the user's text
-                    "job %s attempt %d: its outcome could not be recorded (%s); its lease will end",
-                    claim.job_id, claim.attempt, type(error).__name__,
-                )  # fmt: skip
+                await self._report_unrecordable(claim, error)
             else:
                 logger.info("job %s attempt %d ended", claim.job_id, claim.attempt)
             return
+
+    async def _report_unrecordable(self, claim: Claim, error: JobStoreError) -> None:
+        """Put a job off whose outcome cannot be recorded, such as an answer that the disk had no room for."""
+        names = (claim.job_id, claim.attempt, type(error).__name__)
+        try:
+            await self.store.jobs.fail(claim, error, retry_in=backoff(claim.job.attempts_used))
+        except JobStoreError:
+            # Without a traceback, which could show the user's text.
+            logger.error("job %s attempt %d: its outcome could not be recorded (%s): its lease will end", *names)  # noqa: TRY400
+        else:
+            logger.warning("job %s attempt %d: its outcome could not be recorded (%s)", *names)
 
     @asynccontextmanager
     async def _signals_heeded(self) -> AsyncIterator[None]:
@@ -306,6 +329,13 @@ class Worker:
                 listening.start_soon(listen)
                 yield
                 listening.cancel_scope.cancel()
+
+
+def _alone(error: BaseException) -> BaseException:
+    """Return the one error that task groups have wrapped; several stay together."""
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error
 
 
 def _is_passing(error: DatabaseError) -> bool:
