@@ -36,7 +36,7 @@ async def _follow(store: JobStore, job_id: str, writer: _Writer) -> Job:
     while True:
         job = await store.jobs.get(job_id)
         if not job.status.is_terminal and job.status is not JobStatus.RUNNING:
-            writer.tell(f"job {job.id} {_state(job)}: waiting for {'the next attempt' if job.attempt else 'a worker'}")
+            writer.tell(f"the job {_state(job)}: waiting for {'the next attempt' if job.attempt else 'a worker'}")
         try:
             async for text in store.jobs.tail(job_id):
                 await in_thread(writer.write, text)

@@ -88,7 +88,8 @@ def list_jobs(
     if as_json:
         write_json({"items": list(map(without_texts, page.items)), "next_cursor": page.next_cursor})
         return
-    write_table(["id", "status", "task type", "api", "age", "tries", "message"], list(map(_row, page.items)))
+    headings = ["id", "status", "task type", "api", "age", "tries", "message"]
+    write_table(headings, list(map(_row, page.items)), may_be_cut={"task type", "api", "message"})
     if page.next_cursor is not None:
         note(f"there are more: --cursor {page.next_cursor}")
 
@@ -105,7 +106,7 @@ def stats(*, db: Db = "", as_json: AsJson = False) -> None:
         return
     lanes = sorted(found.lanes, key=lambda lane: (lane.task_type, lane.api_type))
     rows = [[f"{lane.task_type}/{lane.api_type}", *_counts(lane.counts)] for lane in lanes]
-    write_table(["lane", *JobStatus], [*rows, ["all", *_counts(found.counts)]])
+    write_table(["lane", *JobStatus], [*rows, ["all", *_counts(found.counts)]], may_be_cut={"lane"})
 
 
 def _row(job: Job) -> list[Cell]:
@@ -128,4 +129,6 @@ def _id_cell(job_id: str) -> Text:
 
 
 def _counts(counts: dict[JobStatus, int]) -> list[Cell]:
-    return [Text(f"{counts.get(status, 0):,}", style=STYLES.get(status, ""), justify="right") for status in JobStatus]
+    return [
+        Text(f"{counts[status]:,}", style=STYLES.get(status, "")) if counts.get(status) else "0" for status in JobStatus
+    ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from datetime import UTC, datetime
 
 from pydantic import BaseModel
@@ -63,16 +63,23 @@ def write_json(document: object) -> None:
     _write_bytes(f"{safe}\n".encode())
 
 
-def write_table(headings: Sequence[str], rows: Sequence[Sequence[Cell]]) -> None:
-    """Write rows in columns; in a terminal the first column is never cut."""
+def write_table(headings: Sequence[str], rows: Sequence[Sequence[Cell]], may_be_cut: Container[str] = ()) -> None:
+    """Write rows in columns; in a terminal that is too narrow, those columns are cut that may be."""
     cleaned = [[_clean(cell) for cell in row] for row in rows]
+    titles = [heading.upper() for heading in headings]
     if not is_terminal():
-        _write_plain([[heading.upper() for heading in headings], *([cell.plain for cell in row] for row in cleaned)])
+        _write_plain([titles, *([cell.plain for cell in row] for row in cleaned)])
         return
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    table.add_column(headings[0], no_wrap=True, min_width=max((cell_len(row[0].plain) for row in cleaned), default=0))
-    for heading in headings[1:]:
-        table.add_column(heading, overflow="ellipsis", no_wrap=True)
+    for number, heading in enumerate(headings):
+        texts = [row[number].plain for row in cleaned]
+        table.add_column(
+            titles[number],
+            overflow="ellipsis",
+            no_wrap=True,
+            min_width=None if heading in may_be_cut else max(map(cell_len, [heading, *texts])),
+            justify="right" if texts and all(map(_is_number, texts)) else "left",
+        )
     for row in cleaned:
         table.add_row(*row)
     _console().print(table)
@@ -101,12 +108,12 @@ def write_heading(text: str) -> None:
 
 
 def ago(moment: datetime) -> str:
-    """Return about how long ago a moment was, or how far ahead it lies."""
+    """Return about how long ago a moment was; it is negative if the clock stepped back meanwhile."""
     distance = (datetime.now(UTC) - moment).total_seconds()
     for unit, seconds in (("d", 86400), ("h", 3600), ("m", 60)):
         if abs(distance) >= seconds:
-            return f"{'in ' if distance < 0 else ''}{abs(distance) / seconds:.0f}{unit}"
-    return f"{'in ' if distance < 0 else ''}{abs(distance):.0f}s"
+            return f"{distance / seconds:.0f}{unit}"
+    return f"{distance:.0f}s"
 
 
 def local(moment: datetime | None) -> str:
@@ -119,11 +126,15 @@ def size_of(count: int) -> str:
     for unit, factor in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
         if count >= factor:
             return f"{count / factor:.1f} {unit}"
-    return f"{count} bytes"
+    return f"{count} byte{'' if count == 1 else 's'}"
 
 
 def _console() -> Console:
     return Console(highlight=False, markup=False, emoji=False)
+
+
+def _is_number(text: str) -> bool:
+    return text.replace(",", "").isdigit()
 
 
 def _clean(cell: Cell) -> Text:

@@ -123,7 +123,7 @@ def _show(job_id: str, db: str, outputs: Path | None) -> None:
     if attempts:
         write_heading("attempts")
         headings = ["attempt", "outcome", "seconds", "bytes", "started", "worker", "error"]
-        write_table(headings, list(map(_attempt_row, attempts)))
+        write_table(headings, list(map(_attempt_row, attempts)), may_be_cut={"worker", "error"})
     _show_text("prompt", _size(job.prompt_bytes, job.prompt_file_path), prompt)
     _show_text("response", _size_of_response(job, attempts), response)
     if prompt.error or response.error:
@@ -174,7 +174,7 @@ def _facts(job: Job) -> list[tuple[str, Cell]]:
         ("tries", f"{job.attempts_used} of {job.max_attempts}"),
         ("timeout", "" if job.timeout is None else f"{job.timeout:g} s"),
         ("key", job.idempotency_key or ""),
-        ("created", f"{local(job.created_at)} ({ago(job.created_at)})"),
+        ("created", f"{local(job.created_at)} ({ago(job.created_at)} ago)"),
         ("run at", local(job.run_at) if job.run_at > job.created_at else ""),
         ("started", local(job.started_at)),
         ("finished", local(job.finished_at)),
