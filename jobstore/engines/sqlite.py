@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import shlex
 import sqlite3
@@ -64,6 +65,7 @@ class SQLiteEngine:
         self._queue = GroupCommit(self._commit, self._committed)
         self._foreign = self._waiting = 0
         self._poller: asyncio.Task[None] | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     async def open(self, check: MakeOperation[[], None]) -> None:
         """Connect, let `check` read the database and refuse it, then make it ready.
@@ -73,9 +75,12 @@ class SQLiteEngine:
             DatabaseCorrupt: It is not an SQLite database.
             ReadOnlyDatabase: It cannot be written.
         """
+        self._loop = asyncio.get_running_loop()
         await self._writer.connect()
         try:
             await asyncio.shield(self._writer.submit(_check_and_prepare, check(self.clock())))
+            # From here on: what others commit before the first look of a waiter must not pass for known.
+            await asyncio.shield(self._writer.submit(self._transactions.saw_foreign_commit))
         except BaseException:
             await self._writer.disconnect()
             raise
@@ -109,7 +114,10 @@ class SQLiteEngine:
     async def write_aside(self, make_operation: MakeOperation[..., T], *args: Any) -> T:  # noqa: ANN401
         """Run an operation past the queue, from any thread's event loop, between two batches."""
         request = Request(make_operation, args)
-        await asyncio.shield(self._writer.submit(self._transactions.commit, [request]))
+        committed = await asyncio.shield(self._writer.submit(self._transactions.commit, [request]))
+        if committed.foreign and self._loop is not None:
+            with contextlib.suppress(RuntimeError):  # the loop has ended: nobody waits there any more
+                self._loop.call_soon_threadsafe(self._notice_foreign)
         if request.error is not None:
             raise request.error
         value: T = request.value

@@ -79,7 +79,8 @@ class Transactions:
     def __init__(self, clock: Callable[[], int], deadline: float) -> None:
         self._clock = clock
         self._deadline = deadline
-        self._data_version: int | None = None
+        self._data_version = 0
+        self._foreign = False  # until someone was told of it
         self._gap_until = 0.0
 
     def commit(self, connection: sqlite3.Connection, batch: Sequence[Request]) -> Committed:
@@ -89,7 +90,7 @@ class Transactions:
             DatabaseBusy: The write lock could not be had.
             DatabaseError: The disk failed. Nothing was written.
         """
-        foreign = self._begin(connection)
+        self._begin(connection)
         before = connection.total_changes
         try:
             driven = self._drive_all(connection, batch)
@@ -105,23 +106,31 @@ class Transactions:
         except BaseException:
             roll_back(connection)
             raise
+        foreign = self._take_foreign()
         if foreign:
             self._gap_until = time.monotonic() + POLITE_GAP_SECONDS
         return Committed(driven, foreign, connection.total_changes != before)
 
     def saw_foreign_commit(self, connection: sqlite3.Connection) -> bool:
-        """Return whether another connection has committed since this was last asked or a batch begun."""
-        (version,) = connection.execute("PRAGMA data_version").fetchone()
-        changed = self._data_version is not None and version != self._data_version
-        self._data_version = version
-        return changed
+        """Return whether another connection has committed since this, or a batch, last told of it."""
+        self._look(connection)
+        return self._take_foreign()
 
-    def _begin(self, connection: sqlite3.Connection) -> bool:
+    def _look(self, connection: sqlite3.Connection) -> None:
+        (version,) = connection.execute("PRAGMA data_version").fetchone()
+        self._foreign |= version != self._data_version
+        self._data_version = version
+
+    def _take_foreign(self) -> bool:
+        foreign, self._foreign = self._foreign, False
+        return foreign
+
+    def _begin(self, connection: sqlite3.Connection) -> None:
         gap = self._gap_until - time.monotonic()
         if gap > 0:
             time.sleep(gap)
         begin(connection, self._deadline)
-        return self.saw_foreign_commit(connection)
+        self._look(connection)
 
     def _drive_all(self, connection: sqlite3.Connection, batch: Sequence[Request]) -> int:
         end = time.monotonic() + MAX_BATCH_SECONDS
