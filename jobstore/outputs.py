@@ -148,15 +148,16 @@ class Outputs:
             OutputError: It cannot be read.
         """
         descriptor = self._open(path, _READ)
-        with os.fdopen(descriptor, "rb", buffering=0) as file:
+        try:
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                raise OutputError(f"{path} is no regular file", path)
-            file.seek(offset)
-            try:
-                while chunk := file.read(CHUNK_BYTES):
-                    yield chunk
-            except OSError as error:
-                raise _failure(error, path) from error
+                raise OutputError(f"{path} is no regular file: it is not read", path)
+            os.lseek(descriptor, offset, os.SEEK_SET)
+            while chunk := os.read(descriptor, CHUNK_BYTES):
+                yield chunk
+        except OSError as error:
+            raise _failure(error, path) from error
+        finally:
+            os.close(descriptor)
 
     def read_part(self, path: str, offset: int) -> bytes:
         """Read up to `CHUNK_BYTES` bytes from an offset on; none at the end.

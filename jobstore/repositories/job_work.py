@@ -32,6 +32,7 @@ from jobstore.repositories.arguments import (
     metadata as check_metadata,
 )
 from jobstore.repositories.backend import Backend
+from jobstore.sql import MakeOperation
 
 MAX_CLAIMS = 10_000
 
@@ -249,11 +250,12 @@ class JobWork:
         changes = check_metadata(metadata)
         if response is None:
             return await self._complete_streamed(claim, usage, changes)
-        self._forget_output(claim)
         text = await self._backend.store_text("response", "responses", claim.job_id, response)
-        return await self._backend.write_text(
+        job: Job = await self._backend.write_text(
             text, "output_file_path", attempts.complete, claim, text, usage, changes, finishing=True
         )
+        self._forget_output(claim)
+        return job
 
     async def _complete_streamed(self, claim: Claim, usage: Usage | None, changes: dict[str, Any] | None) -> Job:
         writer = self._writers.get((claim.job_id, claim.attempt))
@@ -317,8 +319,7 @@ class JobWork:
             kind = kind or type(error).__name__
         delay = None if retry_in is None else not_negative("retry_in", retry_in)
         message = storable(error)
-        self._forget_output(claim)
-        return await self._backend.write(attempts.fail, claim, kind, message, delay, finishing=True, wakes=True)
+        return await self._end(attempts.fail, claim, kind, message, delay)
 
     async def snooze(self, claim: Claim, seconds: float) -> Job:
         """Running → scheduled in so many seconds. It does not use up an attempt.
@@ -328,8 +329,7 @@ class JobWork:
         """
         check_claim(claim)
         delay = not_negative("seconds", seconds)
-        self._forget_output(claim)
-        return await self._backend.write(attempts.snooze, claim, delay, finishing=True, wakes=True)
+        return await self._end(attempts.snooze, claim, delay)
 
     async def release(self, claim: Claim) -> Job:
         """Running → idle at once. It does not use up an attempt.
@@ -338,8 +338,7 @@ class JobWork:
             LeaseLost: The attempt has ended. Nothing was changed.
         """
         check_claim(claim)
-        self._forget_output(claim)
-        return await self._backend.write(attempts.release, claim, finishing=True, wakes=True)
+        return await self._end(attempts.release, claim)
 
     async def cancel_claimed(self, claim: Claim, reason: str) -> Job:
         """Running → canceled, by the one who holds the claim.
@@ -348,8 +347,18 @@ class JobWork:
             LeaseLost: The attempt has ended. Nothing was changed.
         """
         check_claim(claim)
+        return await self._end(attempts.cancel_claimed, claim, storable(reason))
+
+    async def _end(
+        self,
+        make_operation: MakeOperation[..., Job],
+        claim: Claim,
+        *args: Any,  # noqa: ANN401 - the operation's own
+    ) -> Job:
+        """Run an operation that ends an attempt without an answer."""
+        job = await self._backend.write(make_operation, claim, *args, finishing=True, wakes=True)
         self._forget_output(claim)
-        return await self._backend.write(attempts.cancel_claimed, claim, storable(reason), finishing=True)
+        return job
 
     def _release_soon(self, claims: Sequence[Claim]) -> None:
         if claims:
