@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 
@@ -332,10 +333,10 @@ async def test_a_lost_job_that_was_to_be_canceled_is_canceled(
     assert (job.status, job.error_type) == (JobStatus.CANCELED, None)
 
 
-async def test_opening_a_store_rescues_nothing(store: JobStore, clock: FakeClock) -> None:
+async def test_opening_a_store_rescues_nothing(store: JobStore, database: Path, clock: FakeClock) -> None:
     claimed = await start(store)
     clock.advance(3600)
-    async with JobStore(store.path, clock=clock) as another:
+    async with JobStore(database, clock=clock) as another:
         assert (await another.jobs.get(claimed.job_id)).status is JobStatus.RUNNING
 
 
