@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import inspect
 import logging
 import os
@@ -165,8 +164,6 @@ class Worker:
             raise error from error.__cause__
         finally:
             self._stopping = self._grace_runs = self._grace_over = False
-            if self._running:
-                await finish(self._release_unbegun())
 
     async def _claim_until_stopped(self, jobs: TaskGroup, *, drain: bool) -> None:
         while not self._stopping:
@@ -208,13 +205,6 @@ class Worker:
             waiting.start_soon(wake)
             await self._nudge.wait()
             waiting.cancel_scope.cancel()
-
-    async def _release_unbegun(self) -> None:
-        """Release the jobs whose task was cancelled before it could begin."""
-        for running in list(self._running.values()):
-            with contextlib.suppress(JobStoreError):
-                await self.store.jobs.release(running.claim)
-        self._running.clear()
 
     async def _wait_for_running(self, grace: float) -> None:
         """Wait until all running jobs have ended, the grace is over, or a further stop ends it."""

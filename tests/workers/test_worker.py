@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import threading
 
 import pytest
 
-from jobstore import InvalidArgument, Job, JobStatus, JobStore, Usage
+from jobstore import InvalidArgument, Job, JobStatus, JobStore, Operation, Usage
+from jobstore.operations import attempts
+from jobstore.operations.attempts import Claimed
 from jobstore.testing import FakeClock
 from jobstore.workers import Cancel, Fail, JobContext, Outcome, Retry, Snooze, Worker
 from jobstore.workers.outcomes import BACKOFF_CAP, backoff
@@ -269,6 +272,39 @@ async def test_what_has_not_ended_is_released_and_its_attempt_does_not_count(sto
     assert await store.jobs.read_response(job.id) == "so far"
 
 
+async def test_cancelling_a_worker_right_after_its_claim_loses_no_job(store: JobStore) -> None:
+    for turns in range(40):
+        worker = Worker(store)
+        worker.handles("task")(lambda job: job.prompt)
+        job = await enqueue(store)
+        running = asyncio.ensure_future(worker.run())
+        while store.stats().writer.waiting_operations == 0 and not running.done():
+            await asyncio.sleep(0)
+        for _ in range(turns):
+            await asyncio.sleep(0 if turns % 2 else 0.0002)
+        running.cancel()
+        await asyncio.wait([running])
+        await store.execute("SELECT 1")  # behind what a cancelled claim gives back
+        assert (await store.jobs.get(job.id)).status in {JobStatus.IDLE, JobStatus.COMPLETED}
+
+
+async def test_an_answer_that_the_disk_has_no_room_for_is_put_off(
+    store: JobStore, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("jobstore.workers.worker.RETRY_SECONDS", 0.0)
+    worker = Worker(store)
+
+    @worker.handles("task")
+    async def handle(job: JobContext) -> None:
+        await job.write("so far")
+        descriptor = job._output._file._descriptor  # type: ignore[union-attr]
+        os.dup2(os.open("/dev/full", os.O_WRONLY), descriptor)
+
+    job = await drained(store, worker, await enqueue(store, max_attempts=1))
+    assert (job.status, job.error_type) == (JobStatus.FAILED, "DiskFull")
+    assert "could not be recorded (DiskFull)" in caplog.text
+
+
 async def test_a_handler_is_cancelled_when_its_job_is_asked_to_end(store: JobStore) -> None:
     worker = Worker(store, lease=0.05)
     begun = asyncio.Event()
@@ -291,7 +327,7 @@ async def test_a_handler_is_cancelled_when_its_job_is_asked_to_end(store: JobSto
 
 
 async def test_a_handler_whose_lease_is_lost_is_cancelled_and_its_result_dropped(
-    store: JobStore, clock: FakeClock, caplog: pytest.LogCaptureFixture
+    store: JobStore, caplog: pytest.LogCaptureFixture
 ) -> None:
     worker = Worker(store, lease=0.3)
     begun, cancelled = asyncio.Event(), asyncio.Event()
@@ -308,8 +344,11 @@ async def test_a_handler_whose_lease_is_lost_is_cancelled_and_its_result_dropped
     job = await enqueue(store)
     running = asyncio.ensure_future(worker.run())
     await begun.wait()
-    clock.advance(60)  # as if the machine had slept
-    [claim] = await store.jobs.claim("another", lease=3600)
+
+    def claim_a_minute_later(now: int) -> Operation[Claimed]:
+        return attempts.claim(now + 60_000, "another", 1, 3_600_000, None, None)
+
+    [claim] = (await store.run(claim_a_minute_later)).claims  # as if this machine had slept
     await cancelled.wait()
     await store.jobs.complete(claim, "the other's")
     worker.stop()
