@@ -153,13 +153,15 @@ def _write_plain(rows: Sequence[Sequence[str]]) -> None:
 
 
 def _write(text: str) -> None:
-    encoding = sys.stdout.encoding or "utf-8"
-    sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding))
+    _write_bytes(text.encode(sys.stdout.encoding or "utf-8", "backslashreplace"))
 
 
 def _write_bytes(data: bytes) -> None:
+    """Write all of it: an unbuffered output takes only a part when its reader goes away in the middle."""
     sys.stdout.flush()
-    sys.stdout.buffer.write(data)
+    remaining = memoryview(data)
+    while remaining:
+        remaining = remaining[sys.stdout.buffer.write(remaining) :]
 
 
 def _as_json(value: object) -> object:

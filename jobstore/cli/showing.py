@@ -22,8 +22,8 @@ from jobstore.cli.screen import (
     is_terminal,
     local,
     note,
+    say,
     size_of,
-    visible,
     write_exactly,
     write_facts,
     write_heading,
@@ -230,6 +230,7 @@ def _show_text(name: str, size: str, preview: Preview) -> None:
     if not preview.text:
         return
     write_heading(f"{name} ({size})" if size else name)
-    write_exactly("".join(f"  {line}\n" for line in visible(preview.text).splitlines()))
+    for line in preview.text.splitlines():
+        say(f"  {line}")
     if preview.cut:
-        write_exactly(f"  … (--{name} prints all of it)\n")
+        say(f"  … (--{name} prints all of it)")
