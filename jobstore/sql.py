@@ -54,19 +54,19 @@ An engine takes one of these rather than an operation, because a batch that was 
 """
 
 
-def fetch_one(sql: str, **parameters: Value) -> Operation[Row | None]:
+def fetch_one(sql: str, /, **parameters: Value) -> Operation[Row | None]:
     """Run a statement and return its first row, or None if it has none."""
     row: Row | None = yield Statement(sql, parameters, "one")
     return row
 
 
-def fetch_all(sql: str, **parameters: Value) -> Operation[list[Row]]:
+def fetch_all(sql: str, /, **parameters: Value) -> Operation[list[Row]]:
     """Run a statement and return all its rows."""
     rows: list[Row] = yield Statement(sql, parameters, "all")
     return rows
 
 
-def execute(sql: str, **parameters: Value) -> Operation[int]:
+def execute(sql: str, /, **parameters: Value) -> Operation[int]:
     """Run a statement and return how many rows it changed (-1 if it changes none by nature)."""
     count: int = yield Statement(sql, parameters, "count")
     return count

@@ -25,7 +25,7 @@ from jobstore.repositories.jobs import JobRepository
 from jobstore.repositories.migrations import MigrationRepository
 from jobstore.repositories.sessions import FileRepository, SessionRepository
 from jobstore.repositories.state import CachedStateRepository, KeyValueRepository
-from jobstore.sql import MakeOperation, Operation, Row, Value, fetch_all
+from jobstore.sql import MakeOperation, Operation, Row, Statement, Value
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -136,6 +136,11 @@ class JobStore:
         await finish(backend.close())
 
     @property
+    def is_open(self) -> bool:
+        """Whether it was opened and not closed since."""
+        return self._open is not None
+
+    @property
     def jobs(self) -> JobRepository:
         """The jobs."""
         return self._opened().jobs
@@ -203,7 +208,8 @@ class JobStore:
         parameters = dict(params or {})
 
         def statement(_now: int) -> Operation[list[Row]]:
-            return fetch_all(sql, **parameters)
+            rows: list[Row] = yield Statement(sql, parameters, "all")
+            return rows
 
         return await self._opened().backend.write(statement, size=_size(tuple(parameters.values())), wakes=True)
 
@@ -300,7 +306,7 @@ async def ensure_connection() -> JobStore:
     """
     loop = asyncio.get_running_loop()
     opening = _default_stores.get(loop)
-    if opening is None or (opening.done() and (opening.cancelled() or opening.exception() is not None)):
+    if opening is None or (opening.done() and not _is_open(opening)):
         opening = _default_stores[loop] = loop.create_task(JobStore().open())
     return await asyncio.shield(opening)  # one caller's cancellation is not the others'
 
@@ -309,5 +315,11 @@ async def close_database() -> None:
     """Close the process's default store of this event loop. Without one, it does nothing."""
     opening = _default_stores.pop(asyncio.get_running_loop(), None)
     if opening is not None:
-        store = await asyncio.shield(opening)
-        await store.close()
+        await asyncio.wait([opening])
+        if _is_open(opening):
+            await opening.result().close()
+
+
+def _is_open(opening: asyncio.Task[JobStore]) -> bool:
+    """Whether an attempt at opening a store has succeeded, and nobody has closed it since."""
+    return not opening.cancelled() and opening.exception() is None and opening.result().is_open

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from jobstore.sql import Operation, Value, execute, fetch_all, fetch_one
 
+FIRST_SURROGATE = 0xD800
+
 
 def get(_now: int, key: str) -> Operation[str | None]:
     """Return a value as JSON text, or None if there is none."""
@@ -40,4 +42,16 @@ def _begins_with(prefix: str | None) -> tuple[str, dict[str, Value]]:
     if not prefix:
         return "", {}
     # A range rather than LIKE: exact in case, free of wildcards, and a stretch of the primary key.
-    return "WHERE key >= :prefix AND key < :beyond", {"prefix": prefix, "beyond": prefix + "\U0010ffff"}
+    beyond = _behind_all(prefix)
+    if beyond is None:
+        return "WHERE key >= :prefix", {"prefix": prefix}
+    return "WHERE key >= :prefix AND key < :beyond", {"prefix": prefix, "beyond": beyond}
+
+
+def _behind_all(prefix: str) -> str | None:
+    """Return the first text behind all that begin with a prefix; None if there is nothing behind them."""
+    body = prefix.rstrip("\U0010ffff")
+    if not body:
+        return None
+    following = ord(body[-1]) + 1
+    return body[:-1] + chr(0xE000 if following == FIRST_SURROGATE else following)

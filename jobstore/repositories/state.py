@@ -8,7 +8,7 @@ from pathlib import Path
 from pydantic import JsonValue
 
 from jobstore.errors import InvalidArgument
-from jobstore.models import check_identifier, encode_json
+from jobstore.models import check_identifier, encode_json, encode_text
 from jobstore.operations import cached_state, key_value
 from jobstore.repositories.arguments import path_text, positive
 from jobstore.repositories.backend import Backend
@@ -84,6 +84,8 @@ class KeyValueRepository:
 
     async def items(self, prefix: str | None = None) -> dict[str, JsonValue]:
         """Return values by key, in the order of their keys: all, or those whose key begins with `prefix`."""
+        if prefix is not None:
+            encode_text("prefix", prefix, InvalidArgument)
         texts = await self._backend.read(key_value.items, prefix)
         return {key: _decode(text) for key, text in texts.items()}
 

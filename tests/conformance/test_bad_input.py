@@ -304,6 +304,8 @@ async def test_files_are_lists_of_paths(store: JobStore, paths: object) -> None:
 async def test_keys_are_texts(store: JobStore, key: object) -> None:
     await refused(store, lambda: store.kv.set(key, 1), "key", InvalidArgument)
     await refused(store, lambda: store.cached_state.set("/src/app", key, 1), "key", InvalidArgument)
+    if key in {5, "\ud800"}:
+        await refused(store, lambda: store.kv.items(prefix=key), "prefix", InvalidArgument)
 
 
 @pytest.mark.parametrize("value", NOT_JSON.values(), ids=NOT_JSON)

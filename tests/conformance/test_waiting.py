@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from jobstore import JobNotFound, JobStatus, JobStore
+from jobstore import JobNotFound, JobStatus, JobStore, NewJob
 from jobstore.testing import FakeClock
 
 from .support import claim, enqueue, eventually, start
@@ -126,8 +126,6 @@ async def test_without_anything_new_wake_waits(store: JobStore) -> None:
 
 @pytest.mark.parametrize("what", ["enqueue", "enqueue_many", "release", "fail", "snooze", "retry", "execute"])
 async def test_whatever_makes_a_job_claimable_wakes(store: JobStore, what: str) -> None:
-    from jobstore import NewJob  # noqa: PLC0415 - one case needs it
-
     claimed, done = await start(store), await start(store)
     await store.jobs.complete(done)
     token = await store.jobs.wake()
