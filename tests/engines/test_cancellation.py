@@ -81,9 +81,7 @@ async def test_a_claim_cancelled_in_its_batch_gives_the_jobs_back_at_once(
     assert claim.job.attempts_used == 1
 
 
-async def test_a_claim_cancelled_by_a_scope_of_anyio_gives_the_jobs_back(
-    store: JobStore, engine: SQLiteEngine
-) -> None:
+async def test_a_claim_cancelled_by_a_scope_of_anyio_gives_the_jobs_back(store: JobStore, engine: SQLiteEngine) -> None:
     job = await enqueue(store)
     stall = Stall(engine)
     with anyio.CancelScope() as scope:
@@ -158,9 +156,7 @@ async def run_and_cancel(calls: list[str], delays: list[int]) -> None:
             assert files == {row["path"] for row in rows}
 
 
-async def cancelled(
-    call: str, store: JobStore, delay: int, acknowledged: list[Job], held: list[str]
-) -> None:
+async def cancelled(call: str, store: JobStore, delay: int, acknowledged: list[Job], held: list[str]) -> None:
     """Make a call and cancel it after so many turns of the event loop."""
     task = asyncio.ensure_future(make(call, store, acknowledged, held))
     for _ in range(delay):

@@ -23,7 +23,6 @@ from jobstore import (
     fetch_one,
 )
 from jobstore.engines import group_commit, sqlite_driver
-from jobstore.engines.sqlite import SQLiteEngine
 
 OnWriter = Callable[[Callable[[sqlite3.Connection], object]], Awaitable[object]]
 
@@ -112,9 +111,7 @@ async def test_a_statement_that_takes_the_transaction_down_fails_alone(store: Jo
         "CREATE TABLE deferred_child (parent INTEGER REFERENCES parent (id) DEFERRABLE INITIALLY DEFERRED)"
     )
     await store.execute("CREATE TABLE raising (x)")
-    await store.execute(
-        "CREATE TRIGGER raises BEFORE INSERT ON raising BEGIN SELECT RAISE(ROLLBACK, 'no'); END"
-    )
+    await store.execute("CREATE TRIGGER raises BEFORE INSERT ON raising BEGIN SELECT RAISE(ROLLBACK, 'no'); END")
     good, bad, other = await outcomes(enqueue(store), store.execute(poison), enqueue(store))
     assert isinstance(bad, ConstraintFailed)
     assert isinstance(good, Job)
@@ -213,9 +210,7 @@ async def test_a_batch_is_bounded_in_bytes(store: JobStore, monkeypatch: pytest.
     assert store.stats().writer.largest_batch == 2
 
 
-async def test_a_batch_is_bounded_in_time_and_keeps_the_order(
-    store: JobStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_batch_is_bounded_in_time_and_keeps_the_order(store: JobStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sqlite_driver, "MAX_BATCH_SECONDS", 0.0)
     jobs = await asyncio.gather(*(enqueue(store, str(number)) for number in range(10)))
     stats = store.stats().writer
@@ -225,9 +220,7 @@ async def test_a_batch_is_bounded_in_time_and_keeps_the_order(
     assert [claim.job_id for claim in claims] == [job.id for job in jobs]
 
 
-async def test_callers_beyond_the_limit_of_operations_wait(
-    store: JobStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_callers_beyond_the_limit_of_operations_wait(store: JobStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(group_commit, "MAX_WAITING_OPERATIONS", 5)
     tasks = [asyncio.ensure_future(enqueue(store)) for _ in range(20)]
     await asyncio.sleep(0)
@@ -254,7 +247,7 @@ async def test_callers_beyond_the_limit_of_bytes_wait_but_one_large_operation_pa
 
 
 async def test_finishing_is_not_held_back_by_a_full_queue_and_goes_first(
-    store: JobStore, engine: SQLiteEngine, monkeypatch: pytest.MonkeyPatch
+    store: JobStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await enqueue(store)
     [claim] = await store.jobs.claim("worker")

@@ -109,9 +109,7 @@ async def test_a_connection_that_cannot_be_opened_gives_its_place_to_the_next() 
         return connect()
 
     pool = ReaderPool(sometimes, size=1, timeout=30)
-    failed, served = await asyncio.gather(
-        pool.run(lambda _: 1), pool.run(lambda _: 2), return_exceptions=True
-    )
+    failed, served = await asyncio.gather(pool.run(lambda _: 1), pool.run(lambda _: 2), return_exceptions=True)
     assert isinstance(failed, sqlite3.OperationalError)
     assert served == 2
     await pool.close()

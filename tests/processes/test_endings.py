@@ -88,7 +88,7 @@ async def test_a_forgotten_store_warns_and_ends_its_threads(database: Path) -> N
     await store.jobs.count()
     threads = [thread for thread in set(threading.enumerate()) - before if "connection_worker" in thread.name]
     assert threads
-    with pytest.warns(ResourceWarning, match="was not closed"):
+    with pytest.warns(ResourceWarning, match="was not closed"):  # noqa: PT031 - the collection warns
         del store
         gc.collect()
     for thread in threads:
@@ -210,4 +210,3 @@ def test_importing_the_package_loads_no_optional_part() -> None:
     )
     assert code == 0, errors
     assert output.strip() == "[]"
-

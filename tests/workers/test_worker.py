@@ -278,7 +278,7 @@ async def test_cancelling_a_worker_right_after_its_claim_loses_no_job(store: Job
         worker.handles("task")(lambda job: job.prompt)
         job = await enqueue(store)
         running = asyncio.ensure_future(worker.run())
-        while store.stats().writer.waiting_operations == 0 and not running.done():
+        while store.stats().writer.waiting_operations == 0 and not running.done():  # noqa: ASYNC110 - no event for it
             await asyncio.sleep(0)
         for _ in range(turns):
             await asyncio.sleep(0 if turns % 2 else 0.0002)
