@@ -214,7 +214,7 @@ def test_without_its_extra_the_import_says_what_to_install(missing: str, stateme
 
 
 def test_other_names_of_the_testing_package_are_unknown() -> None:
-    import jobstore.testing  # noqa: PLC0415 - the module itself is the subject
+    import jobstore.testing
 
     with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
         _ = jobstore.testing.Nothing
