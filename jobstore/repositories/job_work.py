@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import JsonValue
 
 from jobstore.aio import finish, in_thread
-from jobstore.errors import LeaseLost, OutputError
+from jobstore.errors import JobStoreError, LeaseLost, OutputError
 from jobstore.models import Claim, Heartbeat, Job, Text, Usage, check_identifier
 from jobstore.operations import attempts
 from jobstore.outputs import OutputWriter
@@ -212,7 +212,11 @@ class JobWork:
     async def _close_output(self, claim: Claim, writer: OutputWriter) -> None:
         try:
             await writer.close()
-            self._forget_output(claim)  # one that failed stays, so that complete() does not take it for whole
+            self._forget_output(claim)
+        except JobStoreError:
+            # It stays known, so that complete() does not take it for whole; unless an outcome is recorded already.
+            if self._writers.get((claim.job_id, claim.attempt)) is writer:
+                raise
         finally:
             await self._backend.write(attempts.close_output, claim, writer.path, writer.size, finishing=True)
 
