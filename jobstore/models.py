@@ -90,16 +90,13 @@ class _Input(_Model):
     """What users make themselves."""
 
     def __init__(self, **fields: Any) -> None:  # noqa: ANN401 - pydantic validates them
-        if problem := self._validate(fields):
-            raise InvalidJob(*problem)
-
-    def _validate(self, fields: dict[str, Any]) -> tuple[str, str] | None:
-        """Fill the model, or return the first offending field and what is wrong with it."""
         try:
-            super().__init__(**fields)
-        except ValidationError as error:  # it quotes its input, which is nobody else's to read
-            return first_problem(error)
-        return None
+            self.__pydantic_validator__.validate_python(fields, self_instance=self)  # what BaseModel does
+        except ValidationError as error:
+            problem = first_problem(error)
+        else:
+            return
+        raise InvalidJob(*problem)  # out here, because that error quotes its input
 
 
 class Usage(_Input):
@@ -169,8 +166,10 @@ class NewJob(_Input):
     def __init__(self, **fields: Any) -> None:  # noqa: ANN401 - pydantic validates them
         super().__init__(**fields)
         encode_text("prompt", self.prompt)
-        for name in self._NAMES:
-            check_name(name, getattr(self, name))
+        names = f"{self.task_type}{self.api_type}{self.model_used}{self.session_id}{self.idempotency_key}"
+        if not names.isascii() or "\0" in names:
+            for name in self._NAMES:
+                check_name(name, getattr(self, name))
         if self.metadata:
             dump_json("metadata", self.metadata, InvalidJob)
         if self.run_at is not None and not _MIN_MOMENT <= self.run_at <= _MAX_MOMENT:

@@ -170,14 +170,13 @@ class Backend:
         """
 
         def settle(value: T | None) -> None:
-            if text.file_path is not None and (value is None or getattr(value, column) != text.file_path):
-                self.discard([text.file_path])
+            if value is None or getattr(value, column) != text.file_path:
+                self.discard([text.file_path or ""])
 
-        size = len(text.inline or "")
+        if text.inline is not None:
+            return await self.write(make_operation, *args, size=len(text.inline), finishing=finishing, wakes=wakes)
         try:
-            value = await self.write(
-                make_operation, *args, size=size, finishing=finishing, wakes=wakes, abandoned=settle
-            )
+            value = await self.write(make_operation, *args, finishing=finishing, wakes=wakes, abandoned=settle)
         except asyncio.CancelledError:
             raise
         except BaseException:

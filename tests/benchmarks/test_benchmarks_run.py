@@ -14,7 +14,7 @@ HERE = Path(__file__).parent
 @pytest.mark.parametrize(
     ("script", "arguments", "said"),
     [
-        ("group_commit.py", ["--jobs", "128"], "lone caller, median"),
+        ("group_commit.py", ["--jobs", "128", "--rounds", "1"], "lone caller, median"),
         ("claim_time.py", ["--jobs", "100000"], "not filtered"),
     ],
 )
