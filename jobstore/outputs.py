@@ -405,14 +405,14 @@ class TextDecoder:
     def __init__(self) -> None:
         self._decoder = codecs.getincrementaldecoder("utf-8")()
 
-    def decode(self, data: bytes, path: str) -> str:
-        """Decode the next part, of the file at a path.
+    def decode(self, data: bytes, path: str, *, last: bool = False) -> str:
+        """Decode the next part, of the file at a path; after the last part no character may be cut off.
 
         Raises:
             OutputError: It is no text.
         """
         with contextlib.suppress(UnicodeDecodeError):  # which quotes what it could not read
-            return self._decoder.decode(data)
+            return self._decoder.decode(data, last)
         raise OutputError(f"{path} is not what was written (it is no text): restore it from a backup", path)
 
 

@@ -74,7 +74,7 @@ class JobStore:
         if inline_limit < 0:
             raise InvalidArgument("inline_limit", "must be a number of bytes, 0 or more")
         self._migrate = migrate
-        self._outputs = Path(outputs) if outputs is not None else self.path.with_name(f"{self.path.name}.outputs")
+        self._outputs = Path(outputs or f"{self.path}.outputs").absolute()
         self._pool_size = pool_size
         self._inline_limit = inline_limit
         self._durability: Literal["full", "normal"] = durability

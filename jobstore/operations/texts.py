@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from jobstore.lifecycle import AttemptOutcome, JobStatus
-from jobstore.models import Attempt, Job
+from jobstore.models import Attempt, Claim, Job, Text, Usage
 from jobstore.operations import attempts, jobs
 from jobstore.sql import Operation, fetch_one
 
@@ -22,6 +22,13 @@ class Source(NamedTuple):
     def __repr__(self) -> str:
         """Name the file, never the text."""
         return f"<Source {self.path or 'in the row'}>"
+
+
+class Moved(NamedTuple):
+    """A job whose streamed answer has moved into its row, and the file that no row names any more, if any."""
+
+    job: Job
+    file_path: str | None
 
 
 class Latest(NamedTuple):
@@ -60,3 +67,15 @@ def response(now: int, job_id: str) -> Operation[Source]:
         if row is not None and row["outcome"] != AttemptOutcome.COMPLETED:
             return Source(None, row["output_file_path"])
     return Source(job.response, job.output_file_path, job.output_bytes, job.output_sha256)
+
+
+def move_into_row(
+    now: int, claim: Claim, text: Text, file_path: str, usage: Usage | None, metadata: dict[str, object] | None
+) -> Operation[Moved]:
+    """Running → completed, with what was streamed into a file as the inline response, as `attempts.complete` tells.
+
+    If the attempt had completed already, with another answer, its file stays.
+    """
+    job = yield from attempts.complete(now, claim, text, usage, metadata, keep_output=False)
+    named = yield from jobs.file_paths_named(now, [file_path])
+    return Moved(job, None if named else file_path)

@@ -6,16 +6,17 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from functools import partial
 from typing import Any
 
 from pydantic import JsonValue
 
 from jobstore.aio import finish, in_thread
 from jobstore.errors import JobStoreError, LeaseLost, OutputError
+from jobstore.lifecycle import AttemptOutcome
 from jobstore.models import Claim, Heartbeat, Job, Text, Usage, check_identifier
 from jobstore.operations import attempts
-from jobstore.outputs import OutputWriter
+from jobstore.operations import texts as operations
+from jobstore.outputs import Outputs, OutputWriter, TextDecoder
 from jobstore.repositories import texts
 from jobstore.repositories.arguments import (
     check_claim,
@@ -266,35 +267,34 @@ class JobWork:
         if writer is not None:
             await writer.close()
         attempt = await self._backend.read(attempts.get_attempt, claim.job_id, claim.attempt)
-        path = None if attempt is None else attempt.output_file_path
+        path = None if attempt is None or attempt.outcome is AttemptOutcome.COMPLETED else attempt.output_file_path
         if path is None:
             return await self._backend.write(attempts.complete, claim, Text(None), usage, changes, finishing=True)
-        text = await in_thread(self._backend.outputs.measure, path)
-        if (text.size or 0) > self._backend.inline_limit:
+        try:
+            text, inline = await in_thread(_measure, self._backend.outputs, path, self._backend.inline_limit)
+        except OutputError:
+            again = await self._backend.read(attempts.get_attempt, claim.job_id, claim.attempt)
+            if again is None or again.output_file_path == path:
+                raise
+            return await self._complete_streamed(claim, usage, changes)  # the same call was made twice at once
+        if inline is None:
             return await self._backend.write(attempts.complete, claim, text, usage, changes, finishing=True)
-        data = await in_thread(self._backend.outputs.read, path)
-        return await self._complete_inline(claim, Text(data.decode(), size=len(data)), path, usage, changes)
+        return await self._complete_inline(claim, Text(inline, size=text.size), path, usage, changes)
 
     async def _complete_inline(
         self, claim: Claim, text: Text, path: str, usage: Usage | None, changes: dict[str, Any] | None
     ) -> Job:
         """Move a small streamed answer from its file into the row."""
 
-        def settle(job: Job | None) -> None:
-            if job is not None:
-                self._backend.discard([path])
+        def remove_file(moved: operations.Moved | None) -> None:
+            if moved is not None and moved.file_path is not None:
+                self._backend.discard([moved.file_path])
 
-        job = await self._backend.write(
-            partial(attempts.complete, keep_output=False),
-            claim,
-            text,
-            usage,
-            changes,
-            finishing=True,
-            abandoned=settle,
+        moved: operations.Moved = await self._backend.write(
+            operations.move_into_row, claim, text, path, usage, changes, finishing=True, abandoned=remove_file
         )
-        settle(job)
-        return job
+        remove_file(moved)
+        return moved.job
 
     async def fail(
         self,
@@ -394,3 +394,11 @@ class JobWork:
             with contextlib.suppress(LeaseLost):  # a short lease: someone else will find the same
                 await self.fail(claim, error, error_type="prompt_unreadable")
         return None
+
+
+def _measure(outputs: Outputs, path: str, inline_limit: int) -> tuple[Text, str | None]:
+    """Return what a row has to say of a streamed file, and its text if that belongs into the row."""
+    text = outputs.measure(path)
+    if text.size is None or text.size > inline_limit:
+        return text, None
+    return text, TextDecoder().decode(outputs.read(path, text.size, text.sha256), path, last=True)

@@ -17,6 +17,7 @@ from jobstore import (
     LeaseLost,
     OutputError,
     OutputRestarted,
+    StoreClosed,
 )
 from jobstore.testing import FakeClock
 
@@ -74,6 +75,29 @@ async def test_complete_inside_the_output_takes_what_was_written_so_far(store: J
     assert done.status is JobStatus.COMPLETED
     assert await store.jobs.read_response(claimed.job_id) == text
     assert (await store.jobs.get(claimed.job_id)) == done.model_copy(update={"prompt": "Say hello"})
+
+
+@pytest.mark.parametrize("text", ["small", SPILLED])
+async def test_completing_a_stream_twice_at_once_gives_both_callers_the_job(store: JobStore, text: str) -> None:
+    for _ in range(10):
+        claimed = await start(store)
+        await streamed(store, claimed, text)
+        one, two = await asyncio.gather(store.jobs.complete(claimed), store.jobs.complete(claimed))
+        assert one.status is two.status is JobStatus.COMPLETED
+        assert await store.jobs.read_response(claimed.job_id) == text
+        assert (await store.jobs.complete(claimed)).status is JobStatus.COMPLETED
+
+
+async def test_repeating_a_completion_without_its_answer_takes_no_file_away(store: JobStore) -> None:
+    claimed = await start(store)
+    await streamed(store, claimed, "a draft")
+    names = files(store)
+    for answer in ("the answer", None, None):
+        await store.jobs.complete(claimed, answer)
+    await asyncio.gather(store.jobs.complete(claimed), store.jobs.complete(claimed, "another"))
+    folder = outputs_folder(store)
+    await store.close()  # it waits for what is to be removed
+    assert all((folder / name).exists() for name in names)
 
 
 async def test_an_output_with_nothing_written_is_an_empty_answer(store: JobStore) -> None:
@@ -252,6 +276,21 @@ async def test_an_output_of_an_ended_attempt_is_refused_and_leaves_no_file(store
     with pytest.raises(LeaseLost):
         await streamed(store, claimed, "x")
     await eventually(lambda: not files(store))
+
+
+async def test_the_partial_of_an_output_whose_store_was_closed_is_readable(store: JobStore) -> None:
+    claimed = await start(store)
+
+    async def stream() -> None:
+        async with store.jobs.output(claimed) as output:
+            await output.write("until then")
+            await store.close()
+
+    with pytest.raises(StoreClosed):
+        await stream()
+    async with store:
+        assert await store.jobs.read_response(claimed.job_id) == "until then"
+        assert (await store.jobs.complete(claimed)).response == "until then"
 
 
 async def test_many_attempts_stream_at_the_same_time(store: JobStore) -> None:

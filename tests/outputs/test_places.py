@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from jobstore import JobStatus, JobStore, OutputError
+from jobstore import JobStatus, JobStore, NewJob, OutputError, StatementFailed
 from jobstore.testing import FakeClock
 from tests.conformance.support import SPILLED, enqueue, eventually, files, outputs_folder, start, streamed
 
@@ -95,6 +95,61 @@ async def test_a_folder_can_be_chosen(database: Path, tmp_path: Path) -> None:
     async with JobStore(database, migrate=True, outputs=tmp_path / "elsewhere") as store:
         job = await enqueue(store, SPILLED)
         assert (tmp_path / "elsewhere" / job.prompt_file_path).exists()
+
+
+async def test_a_relative_folder_stays_where_it_was_when_the_program_moves(
+    database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    made = await asyncio.to_thread(JobStore, database, migrate=True, outputs="relative")  # asks where we are
+    async with made as store:
+        (tmp_path / "another").mkdir()
+        monkeypatch.chdir(tmp_path / "another")
+        job = await enqueue(store, SPILLED)
+        assert (tmp_path / "relative" / job.prompt_file_path).exists()
+
+
+# the order of files and rows
+
+
+async def test_a_row_that_is_refused_leaves_no_file(store: JobStore) -> None:
+    claimed = await start(store)
+    for event in ("INSERT", "UPDATE"):
+        await store.execute(
+            f"CREATE TRIGGER refuse_{event} BEFORE {event} ON background_jobs BEGIN SELECT RAISE(ABORT, 'no'); END"
+        )
+    for call in (
+        lambda: enqueue(store, SPILLED),
+        lambda: store.jobs.enqueue_many([NewJob(prompt=SPILLED, task_type="t", api_type="a")]),
+        lambda: store.jobs.complete(claimed, SPILLED),
+        lambda: store.jobs.record(SPILLED, task_type="t", api_type="a").__aenter__(),
+    ):
+        with pytest.raises(StatementFailed):
+            await call()
+    await eventually(lambda: not files(store))
+
+
+async def test_no_file_goes_before_its_row(store: JobStore, clock: FakeClock) -> None:
+    session = await store.sessions.create(name="demo", project_directory="/a")
+    done = await start(store, SPILLED, session_id=session.id)
+    await store.jobs.complete(done, SPILLED)
+    running = await start(store, SPILLED)
+    await streamed(store, running, "small")
+    names = files(store)
+    await store.execute("CREATE TRIGGER keep BEFORE DELETE ON background_jobs BEGIN SELECT RAISE(ABORT, 'no'); END")
+    await store.execute("CREATE TRIGGER hold BEFORE UPDATE ON job_attempts BEGIN SELECT RAISE(ABORT, 'no'); END")
+    clock.advance(1)
+    for call in (
+        lambda: store.jobs.prune(older_than=0),
+        lambda: store.sessions.delete(session.id),
+        lambda: store.jobs.complete(running),
+    ):
+        with pytest.raises(StatementFailed):
+            await call()
+    assert await store.jobs.read_response(running.job_id) == "small"
+    folder = outputs_folder(store)
+    await store.close()  # it waits for what is to be removed
+    assert all((folder / name).exists() for name in names)
 
 
 # whose folder it is
