@@ -8,6 +8,7 @@ Nothing here is a task: callbacks move a batch on, so no cancellation can stop i
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import Callable
 from typing import Any, Generic, Protocol, TypeVar
@@ -15,6 +16,8 @@ from typing import Any, Generic, Protocol, TypeVar
 from jobstore.engines.base import Abandoned, WriterStats
 from jobstore.errors import StoreClosed
 from jobstore.sql import MakeOperation
+
+logger = logging.getLogger(__name__)
 
 MAX_WAITING_OPERATIONS = 4096
 MAX_WAITING_BYTES = 64 * 2**20
@@ -231,6 +234,8 @@ class GroupCommit(Generic[C]):
 
 def _answer(request: Request, error: BaseException | None) -> None:
     future = request.future
+    if future is None and error is not None:
+        logger.warning("what nobody waited for failed (%s): leases it was to give back will end", type(error).__name__)
     if future is None or future.done():
         request.abandon(None if error else request.value)
     elif error is None:
