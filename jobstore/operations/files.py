@@ -19,7 +19,7 @@ def paths(_now: int, table: Table, session_id: str) -> Operation[list[str]]:
     return [row["path"] for row in rows]
 
 
-def replace(now: int, table: Table, session_id: str, paths: Sequence[str]) -> Operation[None]:
+def replace(_now: int, table: Table, session_id: str, paths: Sequence[str]) -> Operation[None]:
     """Make these the session's paths.
 
     Raises:
@@ -27,7 +27,7 @@ def replace(now: int, table: Table, session_id: str, paths: Sequence[str]) -> Op
     """
     yield from _require(session_id)
     yield from execute(f"DELETE FROM {table} WHERE session_id = :session_id", session_id=session_id)
-    yield from add(now, table, session_id, paths)
+    yield from _insert(table, session_id, paths, 0)
 
 
 def add(_now: int, table: Table, session_id: str, paths: Sequence[str]) -> Operation[None]:
@@ -37,17 +37,27 @@ def add(_now: int, table: Table, session_id: str, paths: Sequence[str]) -> Opera
         SessionNotFound: There is no such session.
     """
     yield from _require(session_id)
+    last = yield from fetch_one(
+        f"SELECT COALESCE(MAX(position) + 1, 0) AS next FROM {table} WHERE session_id = :session_id",
+        session_id=session_id,
+    )
+    yield from _insert(table, session_id, paths, 0 if last is None else last["next"])
+
+
+def _insert(table: Table, session_id: str, paths: Sequence[str], begin: int) -> Operation[None]:
     try:
         yield from execute_many(
             f"""
-            INSERT INTO {table} (session_id, path, position)
-            SELECT :session_id, :path, COALESCE(MAX(position) + 1, 0) FROM {table} WHERE session_id = :session_id
+            INSERT INTO {table} (session_id, path, position) VALUES (:session_id, :path, :position)
             ON CONFLICT (session_id, path) DO NOTHING
             """,
-            [{"session_id": session_id, "path": path} for path in paths],
+            [
+                {"session_id": session_id, "path": path, "position": position}
+                for position, path in enumerate(paths, start=begin)
+            ],
         )
     except ConstraintFailed as error:
-        if error.kind == "foreign_key":
+        if error.kind == "foreign_key":  # deleted since the look, where others write at the same time
             raise SessionNotFound(session_id) from error
         raise
 
