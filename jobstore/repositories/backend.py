@@ -108,10 +108,16 @@ class Backend:
         self.check_usable()
         return self.engine.read(make_operation, *args)
 
-    def wait(self, signal: Signal, since: int, timeout: float | None) -> Coroutine[Any, Any, int]:
-        """Wait as `Engine.wait` tells."""
+    async def wait(self, signal: Signal, since: int, timeout: float | None) -> int:
+        """Wait as `Engine.wait` tells.
+
+        Raises:
+            StoreClosed: The store was closed, before or meanwhile.
+        """
         self.check_usable()
-        return self.engine.wait(signal, since, timeout)
+        count = await self.engine.wait(signal, since, timeout)
+        self.check_usable()
+        return count
 
     @property
     def leases(self) -> LeaseKeeper:

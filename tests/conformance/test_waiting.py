@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from jobstore import JobNotFound, JobStatus, JobStore, NewJob
+from jobstore import JobNotFound, JobStatus, JobStore, NewJob, StoreClosed
 from jobstore.testing import FakeClock
 
 from .support import claim, enqueue, eventually, start
@@ -226,3 +226,22 @@ async def test_a_waiting_worker_can_be_cancelled(store: JobStore) -> None:
     with pytest.raises(asyncio.CancelledError):
         await task
     assert store.stats().wake.waiting == 0
+
+
+@pytest.mark.parametrize("what", ["wait", "wake", "tail"])
+async def test_whoever_waits_while_the_store_is_closed_is_told_so(store: JobStore, what: str) -> None:
+    job = await enqueue(store)
+    token = await store.jobs.wake()
+    calls = {
+        "wait": lambda: store.jobs.wait(job.id),
+        "wake": lambda: store.jobs.wake(since=token),
+        "tail": lambda: anext(store.jobs.tail(job.id)),
+    }
+    task = asyncio.ensure_future(calls[what]())
+    if what == "tail":
+        await asyncio.sleep(0)
+    else:
+        await waiting(store)
+    await store.close()
+    with pytest.raises(StoreClosed):
+        await asyncio.wait_for(task, 60)
