@@ -1,13 +1,21 @@
-"""Two ways of waiting that asyncio leaves out."""
+"""Ways of waiting, for threads and for the end of work, that asyncio leaves out."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import contextvars
+import threading
 from collections.abc import Callable, Coroutine
 from typing import Any, ParamSpec, TypeVar
 
 import anyio
 import anyio.to_thread
+from anyio.lowlevel import RunVar
+
+THREADS = 16
+
+_threads: RunVar[anyio.CapacityLimiter] = RunVar("jobstore_threads")
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -18,7 +26,52 @@ async def in_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs)
 
     anyio's own shield holds back its cancel scopes, but not `asyncio.Task.cancel`.
     """
-    return await finish(anyio.to_thread.run_sync(lambda: function(*args, **kwargs)))
+    return await finish(anyio.to_thread.run_sync(lambda: function(*args, **kwargs), limiter=_limiter()))
+
+
+def _limiter() -> anyio.CapacityLimiter:
+    """Return this event loop's limit of our threads, apart from anyio's own.
+
+    A program may hold all of those in threads that wait for a call of ours.
+    """
+    try:
+        return _threads.get()
+    except LookupError:
+        limiter = anyio.CapacityLimiter(THREADS)
+        _threads.set(limiter)
+        return limiter
+
+
+async def in_daemon_thread(function: Callable[[], T]) -> T:
+    """Run a blocking function in a thread of its own; cancelled, leave it to itself, and exit without it."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[T] = loop.create_future()
+    context = contextvars.copy_context()
+    threading.Thread(target=context.run, args=(run_for, loop, future, function), daemon=True).start()
+    return await future
+
+
+def run_for(loop: asyncio.AbstractEventLoop, future: asyncio.Future[T], function: Callable[[], T]) -> None:
+    """Run a function and hand its outcome to a loop; one that was closed meanwhile has nobody left to tell."""
+    answer: Callable[..., None]
+    outcome: Any
+    try:
+        answer, outcome = _set_result, function()
+    except BaseException as error:  # noqa: BLE001 - it belongs to whoever awaits the future
+        answer, outcome = _set_error, error
+    with contextlib.suppress(RuntimeError):  # closed
+        loop.call_soon_threadsafe(answer, future, outcome)
+
+
+def _set_result(future: asyncio.Future[T], result: T) -> None:
+    if not future.done():
+        future.set_result(result)
+
+
+def _set_error(future: asyncio.Future[Any], error: BaseException) -> None:
+    if not future.done():
+        # No future takes a StopIteration.
+        future.set_exception(RuntimeError(repr(error)) if isinstance(error, StopIteration) else error)
 
 
 async def finish(work: Coroutine[Any, Any, T]) -> T:

@@ -10,12 +10,11 @@ import asyncio
 import contextlib
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from jobstore.clock import seconds
 from jobstore.engines.base import Engine
-from jobstore.errors import JobStoreError
 from jobstore.models import Claim, Heartbeat
 from jobstore.operations import attempts
 
@@ -32,6 +31,7 @@ class _Kept:
     lost: Callable[[], None]
     cancel_requested: Callable[[], None]
     told: bool = False
+    ending: bool = False
 
 
 class LeaseKeeper:
@@ -75,6 +75,21 @@ class LeaseKeeper:
         """Renew a claim's lease no more."""
         with self._lock:
             self._kept.pop((claim.job_id, claim.attempt), None)
+
+    @contextlib.contextmanager
+    def ending(self, claim: Claim) -> Iterator[None]:
+        """Say nothing of a claim while its holder ends it; forget it if that succeeds."""
+        with self._lock:
+            kept = self._kept.get((claim.job_id, claim.attempt))
+            if kept is not None:
+                kept.ending = True
+        try:
+            yield
+        except BaseException:
+            if kept is not None:
+                kept.ending = False
+            raise
+        self.forget(claim)
 
     async def close(self) -> None:
         """End the thread. Doing it twice is fine."""
@@ -125,8 +140,8 @@ class LeaseKeeper:
         for lease, keys in by_lease.items():
             try:
                 answers = await self._engine.write_aside(attempts.heartbeat, keys, seconds(lease))
-            except JobStoreError as error:
-                logger.warning("heartbeat of %d claims failed, trying again: %s", len(keys), error)
+            except Exception as error:  # noqa: BLE001 - without this thread, all leases would end
+                logger.warning("heartbeat of %d claims failed, trying again: %s", len(keys), type(error).__name__)
                 continue
             for beat in answers:
                 self._tell(beat)
@@ -135,13 +150,20 @@ class LeaseKeeper:
     def _tell(self, beat: Heartbeat) -> None:
         if beat.extended and not beat.cancel_requested:
             return
+        key = (beat.job_id, beat.attempt)
         with self._lock:
-            kept = self._kept.get((beat.job_id, beat.attempt))
+            kept = self._kept.get(key)
             if kept is None or (kept.told and beat.extended):
                 return
             kept.told = True
-            if not beat.extended:
-                del self._kept[beat.job_id, beat.attempt]
-        call = kept.cancel_requested if beat.extended else kept.lost
         with contextlib.suppress(RuntimeError):  # its event loop has ended
-            kept.loop.call_soon_threadsafe(call)
+            kept.loop.call_soon_threadsafe(self._call_back, key, kept, beat.extended)
+
+    def _call_back(self, key: tuple[str, int], kept: _Kept, extended: bool) -> None:  # noqa: FBT001
+        """Tell the holder, in its event loop, unless it has let go of the lease or is just ending it itself."""
+        with self._lock:
+            if self._kept.get(key) is not kept or kept.ending:
+                return
+            if not extended:
+                del self._kept[key]
+        (kept.cancel_requested if extended else kept.lost)()

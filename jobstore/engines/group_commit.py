@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any, Generic, Protocol, TypeVar
 
 from jobstore.engines.base import Abandoned, WriterStats
-from jobstore.errors import StoreClosed
+from jobstore.errors import DiskFailed, DiskFull, StoreClosed
 from jobstore.sql import MakeOperation
 
 logger = logging.getLogger(__name__)
@@ -57,8 +57,12 @@ class Request:
 
     def abandon(self, value: Any) -> None:  # noqa: ANN401 - the operation's value
         """Tell that the caller was cancelled, with the value if the operation was carried out all the same."""
-        if self.abandoned is not None:
+        if self.abandoned is None:
+            return
+        try:
             self.abandoned(value)
+        except Exception:  # the others of the batch are still to be answered
+            logger.exception("clearing up after a cancelled caller failed")
 
 
 class Committed(Protocol):
@@ -236,6 +240,8 @@ def _answer(request: Request, error: BaseException | None) -> None:
     future = request.future
     if future is None and error is not None:
         logger.warning("what nobody waited for failed (%s): leases it was to give back will end", type(error).__name__)
+    if isinstance(error, DiskFailed) and not isinstance(error, DiskFull) and (future is None or future.done()):
+        return  # a failed sync may yet prove to have been carried out: nothing is cleared up
     if future is None or future.done():
         request.abandon(None if error else request.value)
     elif error is None:

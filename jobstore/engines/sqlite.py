@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import shlex
 import sqlite3
@@ -25,6 +26,8 @@ from jobstore.engines.sqlite_pool import ReaderPool
 from jobstore.engines.sqlite_thread import ThreadConnection
 from jobstore.errors import DatabaseError, DatabaseNotFound, ReadOnlyDatabase
 from jobstore.sql import MakeOperation
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 Durability = Literal["full", "normal"]
@@ -90,6 +93,8 @@ class SQLiteEngine:
         await self._queue.close()
         if self._poller is not None:
             self._poller.cancel()
+        self.changes.notify()  # whoever waits finds the store closed
+        self.work.notify()
         await self._readers.close()
         await self._writer.disconnect()
 
@@ -178,7 +183,11 @@ class SQLiteEngine:
         interval = POLL_FASTEST
         while self._waiting:
             await asyncio.sleep(interval)
-            if await self._writer.submit(self._transactions.saw_foreign_commit):
+            try:
+                changed = await self._writer.submit(self._transactions.saw_foreign_commit)
+            except sqlite3.Error:
+                changed = True  # unknown: let those who wait look for themselves
+            if changed:
                 self._notice_foreign()
                 interval = POLL_FASTEST
             else:
@@ -209,8 +218,10 @@ class _Checkpoint:
             try:
                 with self._lock:
                     connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
-            except (Timeout, sqlite3.Error, OSError):
-                return  # another process is at it, or the disk is: what was committed is safe in the log
+            except Timeout:
+                return  # another process is at it
+            except Exception as error:  # noqa: BLE001 - what was committed is safe in the log, and stays acknowledged
+                logger.warning("the write-ahead log could not be moved into the database (%s)", type(error).__name__)
 
 
 def is_there(path: Path) -> bool:
@@ -262,12 +273,13 @@ def connect_writer(path: Path, durability: Durability) -> sqlite3.Connection:
 
 
 def _connect_reader(path: Path) -> sqlite3.Connection:
+    connection = _connect(path, "ro")
     try:
-        connection = _connect(path, "ro")
         connection.execute(f"PRAGMA busy_timeout={READ_BUSY_MILLISECONDS}")
         connection.execute("PRAGMA query_only=ON")
         connection.execute("PRAGMA temp_store=MEMORY")
     except sqlite3.Error as error:
+        connection.close()
         raise driver.translate(error) from error
     return connection
 

@@ -7,6 +7,7 @@ import re
 import sqlite3
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing, suppress
 from functools import lru_cache
 from typing import Any, NamedTuple, TypeVar
 
@@ -20,6 +21,7 @@ from jobstore.errors import (
     DiskFailed,
     DiskFull,
     InvalidArgument,
+    JobStoreError,
     ReadOnlyDatabase,
     StatementFailed,
 )
@@ -90,9 +92,11 @@ class Transactions:
             DatabaseBusy: The write lock could not be had.
             DatabaseError: The disk failed. Nothing was written.
         """
-        self._begin(connection)
         before = connection.total_changes
+        self._be_polite()
+        begin(connection, self._deadline)
         try:
+            self._look(connection)
             driven = self._drive_all(connection, batch)
             connection.execute("COMMIT")
         except (RolledBack, sqlite3.Error) as reason:
@@ -125,12 +129,10 @@ class Transactions:
         foreign, self._foreign = self._foreign, False
         return foreign
 
-    def _begin(self, connection: sqlite3.Connection) -> None:
+    def _be_polite(self) -> None:
         gap = self._gap_until - time.monotonic()
         if gap > 0:
             time.sleep(gap)
-        begin(connection, self._deadline)
-        self._look(connection)
 
     def _drive_all(self, connection: sqlite3.Connection, batch: Sequence[Request]) -> int:
         end = time.monotonic() + MAX_BATCH_SECONDS
@@ -149,13 +151,15 @@ class Transactions:
             raise
         except BaseException as error:  # noqa: BLE001 - whatever it is, it is this caller's alone
             connection.execute("ROLLBACK TO operation")
-            request.error = error
+            # No future takes a StopIteration.
+            request.error = RuntimeError("the operation raised it") if isinstance(error, StopIteration) else error
         connection.execute("RELEASE operation")
 
     def _commit_one_by_one(self, connection: sqlite3.Connection, batch: Sequence[Request]) -> None:
+        end = time.monotonic() + self._deadline
         for request in batch:
             try:
-                begin(connection, self._deadline)
+                begin(connection, max(0.0, end - time.monotonic()))
                 self._drive_in_savepoint(connection, request)
                 connection.execute("COMMIT")
             except (RolledBack, sqlite3.Error, DatabaseError) as reason:
@@ -170,6 +174,7 @@ def begin(connection: sqlite3.Connection, deadline: float) -> None:
         DatabaseBusy: Another process held the write lock for `deadline` seconds.
         DatabaseError: Any other reason.
     """
+    roll_back(connection)  # of a transaction whose own rollback failed
     execute_patiently(connection, "BEGIN IMMEDIATE", deadline)
 
 
@@ -196,9 +201,10 @@ def execute_patiently(connection: sqlite3.Connection, sql: str, deadline: float)
 
 
 def roll_back(connection: sqlite3.Connection) -> None:
-    """End the open transaction, if there is one, without a trace."""
-    if connection.in_transaction:
-        connection.execute("ROLLBACK")
+    """End the open transaction, if there is one, without a trace. If that fails, the next `begin` tries again."""
+    with suppress(sqlite3.Error):
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
 
 
 def read(connection: sqlite3.Connection, operation: Operation[T]) -> T:
@@ -226,22 +232,29 @@ def drive(connection: sqlite3.Connection, operation: Operation[T]) -> T:
     try:
         statement = next(operation)
         while True:
-            try:
-                result = run(connection, statement)
-            except (sqlite3.Error, ValueError, OverflowError) as error:
-                failure = translate(error)
-                if not connection.in_transaction or _is_fatal(failure):
-                    operation.close()
-                    raise RolledBack(failure) from _scrubbed(error)
-                failure.__cause__ = _scrubbed(error)
-                statement = operation.throw(failure)
-            except InvalidArgument as error:
-                statement = operation.throw(error)
-            else:
+            result, failure = _attempt(connection, statement)
+            if failure is None:
                 statement = operation.send(result)
+            elif connection.in_transaction and not _is_fatal(failure):
+                statement = operation.throw(failure)
+            else:
+                operation.close()
+                raise RolledBack(failure) from failure.__cause__
     except StopIteration as stop:
         value: T = stop.value
         return value
+
+
+def _attempt(connection: sqlite3.Connection, statement: Statement) -> tuple[Any, JobStoreError | None]:
+    """Run one statement and return what it asks for, or why it failed."""
+    try:
+        return run(connection, statement), None
+    except InvalidArgument as error:
+        return None, error
+    except (sqlite3.Error, ValueError, OverflowError) as error:
+        failure = translate(error)
+        failure.__cause__ = None if _quotes_text(error) else error
+        return None, failure
 
 
 def run(connection: sqlite3.Connection, statement: Statement) -> Any:  # noqa: ANN401 - depends on `fetch`
@@ -252,7 +265,11 @@ def run(connection: sqlite3.Connection, statement: Statement) -> Any:  # noqa: A
     _refuse_control(sql)
     if fetch == "many":
         return connection.executemany(sql, parameters).rowcount
-    cursor = connection.execute(sql, parameters)
+    with closing(connection.execute(sql, parameters)) as cursor:
+        return _fetched(cursor, fetch)
+
+
+def _fetched(cursor: sqlite3.Cursor, fetch: str) -> Any:  # noqa: ANN401 - depends on it
     rows = cursor.fetchall()  # to the end, or a RETURNING would neither be finished nor let go of its locks
     if fetch == "count":
         return cursor.rowcount
@@ -282,12 +299,14 @@ def translate(error: Exception) -> DatabaseError:
     """Return the error of this package that says what an error of sqlite3 means."""
     if not isinstance(error, sqlite3.Error):
         return StatementFailed(f"a parameter cannot be stored: {type(error).__name__}")
-    name = getattr(error, "sqlite_errorname", None) or ""
+    name = _name(error)
     if name.startswith("SQLITE_CONSTRAINT"):
         return ConstraintFailed(str(error), _CONSTRAINTS.get(name, "other"))
     for prefix, make in _MEANINGS:
         if name.startswith(prefix):
             return make(error)
+    if _quotes_text(error):
+        return StatementFailed("a text in the database is not UTF-8: store it anew, or read it as CAST(… AS BLOB)")
     return StatementFailed(str(error))
 
 
@@ -323,9 +342,19 @@ def _is_fatal(error: BaseException) -> bool:
 
 
 def _is_busy(error: sqlite3.Error) -> bool:
-    return (getattr(error, "sqlite_errorname", None) or "").startswith("SQLITE_BUSY")
+    return _name(error).startswith(("SQLITE_BUSY", "SQLITE_PROTOCOL"))
 
 
-def _scrubbed(error: Exception) -> Exception | None:
-    """Return the error as a cause, unless it holds a text that is nobody else's to read."""
-    return error if isinstance(error, sqlite3.Error) else None
+def _name(error: Exception) -> str:
+    """Return SQLite's name of an error; empty for those of the sqlite3 module itself."""
+    return getattr(error, "sqlite_errorname", None) or ""
+
+
+def _quotes_text(error: Exception) -> bool:
+    """Whether an error quotes a text that is nobody else's to read.
+
+    Those are Python's own, not SQLite's: of a value that could not be encoded, or of a text that could not be decoded.
+    """
+    if isinstance(error, sqlite3.Error):
+        return isinstance(error, sqlite3.OperationalError) and not _name(error)
+    return True

@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from jobstore.engines.base import PoolStats
 from jobstore.engines.sqlite_thread import ThreadConnection
-from jobstore.errors import PoolTimeout
+from jobstore.errors import PoolTimeout, StoreClosed
 
 T = TypeVar("T")
 
@@ -34,14 +34,19 @@ class ReaderPool:
         self._places = size  # connections that may still be opened
         self._waiters: deque[asyncio.Future[ThreadConnection | None]] = deque()
         self._timeouts = self._reads = 0
+        self._closed = False
 
     async def run(self, function: Callable[[sqlite3.Connection], T]) -> T:
         """Run a function with a connection of the pool, on that connection's thread.
 
         Raises:
             PoolTimeout: None became free in time.
+            StoreClosed: The pool was closed meanwhile.
         """
         connection = await self._acquire()
+        if self._closed:
+            await connection.disconnect()
+            raise StoreClosed("the store was closed while this waited to read")
         self._reads += 1
         future = connection.submit(function)
         # Also when the caller is cancelled: the thread is busy until the function has ended.
@@ -49,7 +54,12 @@ class ReaderPool:
         return await asyncio.shield(future)
 
     async def close(self) -> None:
-        """Close the connections after what runs on them."""
+        """Close the connections after what runs on them; who waits for one is refused."""
+        self._closed = True
+        while self._waiters:
+            waiter = self._waiters.popleft()
+            if not waiter.done():
+                waiter.set_exception(StoreClosed("the store was closed while this waited to read"))
         for connection in list(self._all):
             await connection.disconnect()
         self._all.clear()
@@ -103,7 +113,8 @@ class ReaderPool:
     def _take_back(self, waiter: asyncio.Future[ThreadConnection | None]) -> None:
         if waiter in self._waiters:
             self._waiters.remove(waiter)
-        elif waiter.done() and not waiter.cancelled():  # handed over, but the caller never saw it
+        elif waiter.done() and not waiter.cancelled() and waiter.exception() is None:
+            # Handed over, but the caller never saw it.
             self._hand_on(waiter.result())
 
     def _release(self, connection: ThreadConnection) -> None:

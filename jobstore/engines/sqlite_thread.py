@@ -12,10 +12,12 @@ import asyncio
 import sqlite3
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Concatenate, ParamSpec, TypeVar
 
 import aiosqlite
 from aiosqlite.core import _STOP_RUNNING_SENTINEL
+
+from jobstore.aio import run_for
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -64,7 +66,7 @@ class ThreadConnection(aiosqlite.Connection):
     def _put(self, task: Callable[[], T]) -> asyncio.Future[T]:
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
-        self._tx.put_nowait((None, partial(_run, loop, future, task)))
+        self._tx.put_nowait((None, partial(run_for, loop, future, task)))
         return future
 
     def _end(self) -> None:
@@ -86,28 +88,3 @@ def _close(opened: list[sqlite3.Connection]) -> None:
 
 def _stop() -> object:
     return _STOP_RUNNING_SENTINEL
-
-
-def _run(loop: asyncio.AbstractEventLoop, future: asyncio.Future[T], task: Callable[[], T]) -> None:
-    """Run a task and hand its outcome to the loop; a loop that was closed meanwhile has nobody left to tell."""
-    answer: Callable[..., None]
-    outcome: Any
-    try:
-        answer, outcome = _set_result, task()
-    except BaseException as error:  # noqa: BLE001 - it belongs to whoever awaits the future
-        answer, outcome = _set_error, error
-    if not loop.is_closed():
-        try:
-            loop.call_soon_threadsafe(answer, future, outcome)
-        except RuntimeError:  # closed between the look and the call
-            return
-
-
-def _set_result(future: asyncio.Future[T], result: T) -> None:
-    if not future.done():
-        future.set_result(result)
-
-
-def _set_error(future: asyncio.Future[Any], error: BaseException) -> None:
-    if not future.done():
-        future.set_exception(error)
