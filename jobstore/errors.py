@@ -25,7 +25,7 @@ The hierarchy::
     ├── InvalidTransition      the job's status does not allow this step
     ├── LeaseLost              the attempt has ended; nothing was changed
     └── OutputError            a file of a large text is missing, damaged or out of bounds
-        └── OutputRestarted        a newer attempt replaced the output being followed
+        └── OutputRestarted        what was being followed was replaced: by a new attempt, or another answer
 
 Messages say what is wrong and what to do. None carries the text of a prompt or a response.
 """
@@ -244,7 +244,9 @@ class OutputError(JobStoreError):
 
 
 class OutputRestarted(OutputError):
-    """A newer attempt began while an older one's output was followed: start again from its beginning.
+    """What was being followed does not count any more: start again from the beginning.
+
+    A newer attempt has begun, or another answer was recorded than the one that was streamed.
 
     Attributes:
         job_id: The job.
@@ -254,4 +256,4 @@ class OutputRestarted(OutputError):
     def __init__(self, job_id: str, attempt: int) -> None:
         self.job_id = job_id
         self.attempt = attempt
-        super().__init__(f"job {job_id} was started again after attempt {attempt}: follow it from the beginning")
+        super().__init__(f"what attempt {attempt} of job {job_id} wrote was replaced: follow the job from its beginning")

@@ -135,7 +135,8 @@ class JobQueries:
 
         Raises:
             JobNotFound: There is no such job.
-            OutputRestarted: A new attempt has begun: tail again from the beginning.
+            OutputRestarted: A new attempt has begun, or another answer was recorded than was streamed: tail again
+                from the beginning.
             OutputError: The file cannot be read.
 
         Example:
