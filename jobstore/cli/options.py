@@ -30,14 +30,12 @@ def database(context: typer.Context, value: str | None) -> str:
     return named_database(context, value) or os.environ.get(URL_VARIABLE) or DEFAULT_DATABASE
 
 
-def read_moment(text: str | datetime) -> datetime:
+def read_moment(text: str) -> datetime:
     """Read a time: ISO 8601, local without a time zone, or a distance from now such as +90s, -2h, +1d.
 
     Raises:
         BadParameter: It is neither.
     """
-    if isinstance(text, datetime):
-        return text
     try:
         if match := _DISTANCE.fullmatch(text):
             sign, amount, unit = match.groups()
@@ -47,14 +45,12 @@ def read_moment(text: str | datetime) -> datetime:
         raise typer.BadParameter(f"{text!r} is no time: write 2030-01-31T08:00, or +90s, +15m, +2h, -1d") from None
 
 
-def read_object(text: str | dict[str, Any]) -> dict[str, Any]:
+def read_object(text: str) -> dict[str, Any]:
     """Read a JSON object.
 
     Raises:
         BadParameter: It is none.
     """
-    if isinstance(text, dict):
-        return text
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:

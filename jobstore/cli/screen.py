@@ -57,7 +57,7 @@ def write_exactly(text: str) -> None:
 
 
 def write_json(document: object) -> None:
-    """Write a JSON document, models and times in it included."""
+    """Write a JSON document, models and paths in it included."""
     text = json.dumps(document, ensure_ascii=False, indent=2, default=_as_json)
     safe = _UNSAFE_IN_JSON.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
     _write_bytes(f"{safe}\n".encode())
@@ -74,9 +74,8 @@ def write_table(headings: Sequence[str], rows: Sequence[Sequence[Cell]], may_be_
     for number, heading in enumerate(headings):
         texts = [row[number].plain for row in cleaned]
         table.add_column(
-            titles[number],
-            overflow="ellipsis",
-            no_wrap=True,
+            Text(titles[number], no_wrap=True, overflow="ellipsis"),
+            no_wrap=heading not in may_be_cut,  # those that may be wrapped give way, and their cells are cut instead
             min_width=None if heading in may_be_cut else max(map(cell_len, [heading, *texts])),
             justify="right" if texts and all(map(_is_number, texts)) else "left",
         )
@@ -87,15 +86,14 @@ def write_table(headings: Sequence[str], rows: Sequence[Sequence[Cell]], may_be_
 
 def write_facts(facts: Sequence[tuple[str, Cell]]) -> None:
     """Write names and values below each other."""
-    cleaned = [(name, _clean(value)) for name, value in facts]
     if not is_terminal():
-        _write_plain([[name, value.plain] for name, value in cleaned])
+        _write_plain([[name, _clean(value).plain] for name, value in facts])
         return
     grid = Table.grid(padding=(0, 2, 0, 0))
     grid.add_column(style="bold", no_wrap=True)
     grid.add_column(overflow="fold")
-    for name, value in cleaned:
-        grid.add_row(name, value)
+    for name, value in facts:
+        grid.add_row(name, one_line(value) if isinstance(value, str) else value)
     _console().print(grid)
 
 
@@ -138,9 +136,9 @@ def _is_number(text: str) -> bool:
 
 
 def _clean(cell: Cell) -> Text:
-    if isinstance(cell, str):
-        return Text(one_line(cell))
-    return cell
+    text = Text(one_line(cell)) if isinstance(cell, str) else cell
+    text.no_wrap, text.overflow = True, "ellipsis"
+    return text
 
 
 def _write_plain(rows: Sequence[Sequence[str]]) -> None:
@@ -167,6 +165,4 @@ def _write_bytes(data: bytes) -> None:
 def _as_json(value: object) -> object:
     if isinstance(value, BaseModel):
         return value.model_dump(mode="json")
-    if isinstance(value, datetime):
-        return value.isoformat()
     return str(value)

@@ -205,7 +205,7 @@ def _attempt_row(attempt: Attempt) -> list[Cell]:
         attempt.outcome or "running",
         seconds,
         "" if attempt.output_bytes is None else f"{attempt.output_bytes:,}",
-        local(attempt.started_at),
+        f"{attempt.started_at.astimezone():%Y-%m-%d %H:%M:%S}",
         attempt.worker_id,
         ": ".join(part for part in (attempt.error_type, attempt.error_message) if part),
     ]

@@ -10,7 +10,7 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, closing
+from contextlib import asynccontextmanager, closing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,11 +19,11 @@ import pytest
 from jobstore import JobStatus, JobStore
 
 if TYPE_CHECKING:
-    from conftest import Command
+    from tests.cli.conftest import Command
 
 Act = Callable[..., Any]
 Run = Callable[..., subprocess.CompletedProcess[bytes]]
-Start = Callable[..., Any]
+InTerminal = Callable[..., tuple[int, str]]
 
 TASKS = '''
 import asyncio
@@ -120,9 +120,17 @@ async def ended(process: asyncio.subprocess.Process) -> tuple[int | None, bytes,
 # Pipes
 
 
-def test_a_reader_that_has_had_enough_ends_the_command_quietly(command: Command, environment: dict[str, str]) -> None:
-    job_id = command.ok("enqueue", "-", "--task-type", "t", "--api-type", "a", stdin=b"x" * 5_000_000).strip()
-    for arguments in (["show", job_id, "--prompt"], ["show", job_id, "--prompt", "--json"]):
+def test_a_reader_that_has_had_enough_ends_the_command_quietly(
+    command: Command, act: Act, environment: dict[str, str]
+) -> None:
+    job_id = command.enqueue("p")
+
+    async def complete(store: JobStore) -> None:
+        [claim] = await store.jobs.claim("w")
+        await store.jobs.complete(claim, "x" * 5_000_000)
+
+    act(complete)
+    for arguments in (["show", job_id, "--response"], ["show", job_id, "--response", "--json"], ["tail", job_id]):
         process = subprocess.Popen(
             [sys.executable, "-m", "jobstore", *arguments],
             env=environment,
@@ -136,7 +144,7 @@ def test_a_reader_that_has_had_enough_ends_the_command_quietly(command: Command,
         assert (process.returncode, errors) == (141, b"")
 
 
-@pytest.mark.parametrize("arguments", [["list"], ["list", "--json"], ["stats"], ["--help"]])
+@pytest.mark.parametrize("arguments", [["list"], ["--help"]])
 def test_a_reader_that_never_reads_ends_the_command_quietly(
     command: Command, environment: dict[str, str], arguments: list[str]
 ) -> None:
@@ -152,23 +160,59 @@ def test_a_reader_that_never_reads_ends_the_command_quietly(
     assert done.returncode in {1, 141}
 
 
-def test_a_terminal_gets_colours_and_a_pipe_does_not(
-    command: Command, environment: dict[str, str], run_process: Run
-) -> None:
-    command.enqueue("p", "--run-at", "+1h")
-    environment |= {"TERM": "xterm-256color", "COLUMNS": "90", "FORCE_COLOR": "1", "TTY_COMPATIBLE": "1"}
+@pytest.fixture
+def in_terminal(environment: dict[str, str]) -> Callable[..., tuple[int, str]]:
+    """Run the command in a terminal of 90 columns; return its exit code and what was shown."""
+    pty = pytest.importorskip("pty", reason="Windows has no pseudo terminals")
+    environment |= {"TERM": "xterm-256color", "COLUMNS": "90"}
     del environment["NO_COLOR"]
+
+    def run(*args: object) -> tuple[int, str]:
+        ours, theirs = pty.openpty()
+        command = [sys.executable, "-m", "jobstore", *map(str, args)]
+        with subprocess.Popen(command, env=environment, stdout=theirs, stderr=theirs) as process:
+            os.close(theirs)
+            shown = b""
+            with suppress(OSError):  # how Linux tells that the last program has left the terminal
+                while part := os.read(ours, 65536):
+                    shown += part
+            os.close(ours)
+        return process.returncode, shown.decode()
+
+    return run
+
+
+def test_a_terminal_gets_colours_and_a_pipe_does_not(
+    command: Command, environment: dict[str, str], run_process: Run, in_terminal: InTerminal
+) -> None:
+    job_id = command.enqueue("p", "--run-at", "+1h", task_type="a_task_type_that_is_" + "much_" * 10 + "too_long")
+    environment["FORCE_COLOR"] = environment["TTY_COMPATIBLE"] = "1"
     assert b"\x1b[" not in run_process("list").stdout
-    pty = pytest.importorskip("pty")
-    ours, theirs = pty.openpty()
-    subprocess.run([sys.executable, "-m", "jobstore", "list"], env=environment, stdout=theirs, timeout=30, check=True)
-    os.close(theirs)
-    shown = os.read(ours, 65536).decode()
-    os.close(ours)
+    code, shown = in_terminal("list")
+    assert code == 0
     assert "\x1b[34mscheduled" in shown
     plain = re.sub(r"\x1b\[[0-9;]*m", "", shown)
+    assert job_id in plain
+    assert "…" in plain
     assert all(len(line) <= 90 for line in plain.splitlines())
-    assert command.json("list")["items"][0]["id"] in plain
+
+
+def test_a_terminal_is_not_driven_by_texts(command: Command, act: Act, in_terminal: InTerminal) -> None:
+    job_id = command.enqueue("p")
+
+    async def complete(store: JobStore) -> None:
+        [claim] = await store.jobs.claim("w")
+        await store.jobs.complete(claim, "one\r\ntwo \x1b]0;title\x07")
+
+    act(complete)
+    expected = "one\r\ntwo \\x1b]0;title\\x07\r\n"  # a terminal turns a new line into two characters
+    assert in_terminal("show", job_id, "--response") == (0, expected)
+    assert in_terminal("tail", job_id) == (0, expected)
+    _, shown = in_terminal("show", job_id)
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", shown)
+    assert "  two \\x1b]0;title\\x07" in plain
+    assert "\x1b" not in plain
+    assert "completed" in plain
 
 
 # tail
@@ -230,6 +274,25 @@ def test_following_a_job_that_did_not_complete_is_no_success(command: Command, a
     assert (result.exit_code, result.stdout) == (1, "half")
     assert f"job {job_id} is {status} (timeout)" in result.stderr
     assert "secret" not in result.stderr
+
+
+async def test_an_attempt_that_takes_over_unseen_is_told(migrated: Path, environment: dict[str, str]) -> None:
+    async with JobStore(migrated) as store:
+        job = await store.jobs.enqueue("p", task_type="t", api_type="a")
+        [claim] = await store.jobs.claim("w")
+        async with started(environment, "tail", job.id) as tail:
+            async with store.jobs.output(claim) as output:
+                await output.write("half")
+                await read(tail.stdout, b"half")
+                tail.send_signal(signal.SIGSTOP)
+            await store.jobs.release(claim)
+            [claim] = await store.jobs.claim("w")
+            tail.send_signal(signal.SIGCONT)
+            told = await read(tail.stderr, b"\n")
+            await store.jobs.complete(claim, "whole")
+            code, rest, _ = await ended(tail)
+    assert b"what attempt 1 wrote does not count: the response begins anew" in told
+    assert (code, rest) == (0, b"whole")
 
 
 def test_following_a_completed_job_prints_its_response(command: Command, act: Act) -> None:

@@ -12,7 +12,7 @@ import pytest
 from jobstore import JobStore
 
 if TYPE_CHECKING:
-    from conftest import Command
+    from tests.cli.conftest import Command
 
 Act = Callable[..., Any]
 REQUIRED = ("--task-type", "task", "--api-type", "api")
@@ -150,6 +150,11 @@ def test_a_prompt_that_is_not_utf8_is_refused_without_being_shown(command: Comma
         said = command.misused("enqueue", *arguments, *REQUIRED, stdin=b"secret \xff")
         assert "it is not UTF-8 (byte 7)" in said
         assert "secret" not in said
+
+
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="a file that fails to be read is hard to find here")
+def test_a_file_that_fails_to_be_read_is_refused(command: Command) -> None:
+    assert "it cannot be read" in command.misused("enqueue", "--file", "/proc/self/mem", *REQUIRED)
 
 
 def test_an_unknown_session_is_refused(command: Command) -> None:

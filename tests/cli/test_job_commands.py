@@ -7,16 +7,17 @@ import sqlite3
 import subprocess
 from collections.abc import Callable
 from contextlib import closing
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from jobstore import Claim, JobStore, Usage
+from jobstore.cli.screen import ago, size_of
 
 if TYPE_CHECKING:
-    from conftest import Command
+    from tests.cli.conftest import Command
 
 Act = Callable[..., Any]
 Run = Callable[..., subprocess.CompletedProcess[bytes]]
@@ -230,6 +231,23 @@ def test_a_job_whose_file_is_missing_is_shown_all_the_same(command: Command, act
     assert result.stderr.count("\n") == 1
     assert path in command.refused("show", job_id, "--response")
     assert command.json("show", job_id)["status"] == "completed"
+
+
+def test_a_job_whose_prompt_is_missing_is_shown_all_the_same(command: Command, tmp_path: Path) -> None:
+    arguments = ("enqueue", "-", "--task-type", "t", "--api-type", "a", "--outputs", tmp_path / "elsewhere")
+    job_id = command.ok(*arguments, stdin=b"x" * 100_000).strip()
+    result = command("show", job_id)
+    assert result.exit_code == 1
+    assert "prompt (100.0 kB, prompts/" in result.stdout
+    assert "jobstore: the prompt: " in result.stderr
+
+
+def test_ages_and_sizes_are_written_as_people_read_them() -> None:
+    now = datetime.now(UTC)
+    ages = {0: "0s", 59: "59s", 61: "1m", 3599: "60m", 7200: "2h", 86_400 * 3: "3d"}
+    assert {seconds: ago(now - timedelta(seconds=seconds)) for seconds in ages} == ages
+    sizes = {0: "0 bytes", 1: "1 byte", 999: "999 bytes", 1000: "1.0 kB", 1_250_000: "1.2 MB", 3 * 10**9: "3.0 GB"}
+    assert {count: size_of(count) for count in sizes} == sizes
 
 
 def test_a_path_that_leads_out_of_the_folder_is_not_opened(command: Command, act: Act, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ import pytest
 from jobstore.migrate import load_steps
 
 if TYPE_CHECKING:
-    from conftest import Command
+    from tests.cli.conftest import Command
 
 Run = Callable[..., subprocess.CompletedProcess[bytes]]
 NAMES = [step.name for step in load_steps()]
