@@ -65,11 +65,10 @@ def back_up(path: Path) -> Path:
     try:
         _look(path, "mode=ro", lambda source: _copy(source, target))
         _sync_folder(target.parent)
-    except sqlite3.Error as error:
+    except BaseException as error:
         target.unlink()
-        raise translate(error) from error
-    except BaseException:
-        target.unlink()
+        if isinstance(error, sqlite3.Error):
+            raise translate(error) from error
         raise
     return target
 

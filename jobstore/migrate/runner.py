@@ -13,7 +13,7 @@ from typing import NamedTuple
 from jobstore.clock import Clock, from_milliseconds, system_clock
 from jobstore.engines.sqlite import connect_writer, is_there
 from jobstore.engines.sqlite_driver import begin, execute_patiently, roll_back, translate
-from jobstore.errors import DatabaseError, JobStoreError, SchemaMismatch, StatementFailed
+from jobstore.errors import DatabaseError, SchemaMismatch, StatementFailed
 from jobstore.migrate.files import back_up, create_private, look
 from jobstore.migrate.helpers import has_column, has_table
 from jobstore.migrate.steps import Step, check_applied, load_steps, pending_steps
@@ -98,10 +98,13 @@ class Migrator:
         if not self.status().pending:
             return Result([], None)
         create_private(self._path)
-        with contextlib.closing(self._connect()) as connection:
-            _prepare_if_empty(connection)
-            connection.execute("PRAGMA busy_timeout=0")  # our own, fairer retry takes over
-            return self._apply_all(connection, announce, backed_up)
+        try:
+            with contextlib.closing(self._connect()) as connection:
+                _prepare_if_empty(connection)
+                connection.execute("PRAGMA busy_timeout=0")  # our own, fairer retry takes over
+                return self._apply_all(connection, announce, backed_up)
+        except sqlite3.Error as error:
+            raise translate(error) from error
 
     def _connect(self) -> sqlite3.Connection:
         connection = connect_writer(self._path, "full")
@@ -148,8 +151,6 @@ def _transaction(connection: sqlite3.Connection) -> Iterator[None]:
     try:
         yield
         connection.execute("COMMIT")
-    except sqlite3.Error as error:
-        raise translate(error) from error
     finally:
         roll_back(connection)
 
@@ -199,17 +200,10 @@ def _is_empty(connection: sqlite3.Connection) -> bool:
 
 
 def _prepare_if_empty(connection: sqlite3.Connection) -> None:
-    """Set what a new database keeps for good; auto_vacuum only takes effect before the first table and before WAL.
-
-    Raises:
-        DatabaseError: The file cannot be read or written.
-    """
-    try:
-        if _is_empty(connection):
-            connection.execute("PRAGMA auto_vacuum=INCREMENTAL")
-            execute_patiently(connection, "PRAGMA journal_mode=WAL", BUSY_DEADLINE)
-    except sqlite3.Error as error:
-        raise translate(error) from error
+    """Set what a new database keeps for good; auto_vacuum only takes effect before the first table and before WAL."""
+    if _is_empty(connection):
+        connection.execute("PRAGMA auto_vacuum=INCREMENTAL")
+        execute_patiently(connection, "PRAGMA journal_mode=WAL", BUSY_DEADLINE)
 
 
 def _count_orphans(connection: sqlite3.Connection) -> Counter[tuple[str, str]]:
@@ -217,7 +211,7 @@ def _count_orphans(connection: sqlite3.Connection) -> Counter[tuple[str, str]]:
     return Counter((child, parent) for child, _, parent, _ in connection.execute("PRAGMA foreign_key_check"))
 
 
-def _failure(step: Step, error: Exception) -> JobStoreError:
+def _failure(step: Step, error: Exception) -> DatabaseError:
     """Return what says why a step failed, and that it was undone."""
     reason = str(error) or type(error).__name__
     if isinstance(error, sqlite3.Error):
@@ -226,6 +220,4 @@ def _failure(step: Step, error: Exception) -> JobStoreError:
             return meaning
         if error.sqlite_errorname == "SQLITE_AUTH":
             reason = "it would begin or end a transaction or attach a database, which is the runner's business"
-    elif isinstance(error, DatabaseError):
-        return error
     return SchemaMismatch(f"step {step.name} failed and was undone: {reason}", (step.name,))

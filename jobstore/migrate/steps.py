@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import re
 import sqlite3
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
+from types import ModuleType
 
 from jobstore import migrations
 from jobstore.errors import SchemaMismatch
@@ -40,11 +41,9 @@ class Step:
             connection.execute(statement)
 
     def _run_python(self, connection: sqlite3.Connection) -> None:
-        spec = importlib.util.spec_from_file_location(f"jobstore_step_{self.name}", self.path)
-        if spec is None or spec.loader is None:
-            raise SchemaMismatch(f"step {self.name} cannot be loaded from {self.path}", (self.name,))
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
+        loader = SourceFileLoader(f"jobstore_step_{self.name}", str(self.path))
+        module = ModuleType(loader.name)
+        loader.exec_module(module)
         module.upgrade(connection)
 
 

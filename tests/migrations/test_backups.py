@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import sqlite3
-import subprocess
-import sys
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from jobstore import SchemaMismatch
-from jobstore.migrate import Migrator, Result
+from jobstore import DiskFailed, SchemaMismatch
+from jobstore.migrate import Migrator, Result, files
 
 if TYPE_CHECKING:
-    from conftest import StepFolder
+    from tests.migrations.conftest import StepFolder
 
 
 @pytest.fixture
@@ -122,26 +119,37 @@ def test_a_database_of_a_user_is_copied_before_ours_is_put_into_it(foreign: Path
     assert rows_of(backup, "SELECT title FROM albums") == [("First",), ("Orphan",)]
 
 
-@pytest.mark.skipif(os.name == "nt", reason="Windows has no limits of this kind")
 def test_without_room_for_the_backup_nothing_is_changed(old: Path, steps: StepFolder) -> None:
+    resource = pytest.importorskip("resource", reason="Windows has no limits of this kind")
     with closing(sqlite3.connect(old)) as connection, connection:
         connection.execute("INSERT INTO t VALUES (zeroblob(1000000))")
-    code = """
-import resource, sys
-from pathlib import Path
-from jobstore import DiskFailed
-from jobstore.migrate import Migrator, load_steps
-
-steps = load_steps(Path(sys.argv[2]))
-resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
-try:
-    Migrator(Path(sys.argv[1]), steps).run()
-except DiskFailed as error:
-    print(type(error).__name__)
-"""
-    done = subprocess.run(
-        [sys.executable, "-c", code, old, steps.path], capture_output=True, text=True, check=True, timeout=60
-    )
-    assert done.stdout.strip() in {"DiskFull", "DiskFailed"}
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    try:
+        with pytest.raises(DiskFailed):
+            migrate(old, steps)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert backups_of(old) == []
     assert rows_of(old, "SELECT name FROM migrations") == [("0001_first",)]
+
+
+def test_a_backup_that_cannot_be_named_is_refused(tmp_path: Path, steps: StepFolder) -> None:
+    database = tmp_path / ("j" * 240)
+    steps.add("0001_first.sql", "CREATE TABLE t (x);")
+    migrate(database, steps)
+    steps.add("0002_second.sql", "INSERT INTO t VALUES (2);")
+    with pytest.raises(DiskFailed, match="cannot be created: File name too long"):
+        migrate(database, steps)
+    assert rows_of(database, "SELECT x FROM t") == []
+
+
+def test_a_backup_that_is_interrupted_is_removed(old: Path, steps: StepFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(_folder: Path) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(files, "_sync_folder", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        migrate(old, steps)
+    assert backups_of(old) == []
+    assert rows_of(old, "SELECT x FROM t") == [(1,)]

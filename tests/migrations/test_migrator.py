@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from jobstore import DatabaseBusy, DiskFull, JobStore, MigrationRequired, SchemaMismatch
+from jobstore import DatabaseBusy, DiskFull, JobStore, MigrationRequired, SchemaMismatch, StatementFailed
 from jobstore.migrate import Migrator, load_steps
 from jobstore.migrate import runner as runner_module
 
 if TYPE_CHECKING:
-    from conftest import StepFolder
+    from tests.migrations.conftest import StepFolder
 
 NAMES = [step.name for step in load_steps()]
 
@@ -78,7 +78,11 @@ def test_steps_are_applied_and_announced_in_the_order_of_their_names(database: P
 @pytest.mark.parametrize(
     ("name", "text", "reason"),
     [
-        ("0002_bad.sql", "CREATE TABLE u (x); INSERT INTO t VALUES (1); INSERT INTO nowhere VALUES (1);", "no such table"),
+        (
+            "0002_bad.sql",
+            "CREATE TABLE u (x); INSERT INTO t VALUES (1); INSERT INTO nowhere VALUES (1);",
+            "no such table",
+        ),
         ("0002_bad.sql", "CREATE TABLE u (x); INSERT INTO t VALUES (1), (1);", "UNIQUE constraint failed"),
         ("0002_bad.sql", "CREATE TABLE u (x); INSERT OR ROLLBACK INTO t VALUES (1), (1);", "UNIQUE constraint failed"),
         ("0002_bad.sql", "CREATE TABLE u (x); COMMIT; SELECT 1;", "the runner's business"),
@@ -88,13 +92,17 @@ def test_steps_are_applied_and_announced_in_the_order_of_their_names(database: P
         ("0002_bad.sql", "CREATE TABLE u (x); SELECT 1", "ends within a statement"),
         ("0002_bad.py", "def upgrade(c):\n    c.execute('CREATE TABLE u (x)')\n    raise LookupError('why')", "why"),
         ("0002_bad.py", "def upgrade(c):\n    c.execute('CREATE TABLE u (x)')\n    raise LookupError", "LookupError"),
-        ("0002_bad.py", "def upgrade(c):\n    c.execute('CREATE TABLE u (x)')\n    c.commit()", "the runner's business"),
+        (
+            "0002_bad.py",
+            "def upgrade(c):\n    c.execute('CREATE TABLE u (x)')\n    c.commit()",
+            "the runner's business",
+        ),
         ("0002_bad.py", "def upgrade(c):\n    c.executescript('CREATE TABLE u (x)')", "the runner's business"),
         ("0002_bad.py", "def downgrade(c):\n    c.execute('CREATE TABLE u (x)')", "upgrade"),
         ("0002_bad.py", "import no_such_module", "no_such_module"),
         ("0002_bad.py", "def upgrade(c", "never closed"),
     ],
-)  # fmt: skip
+)
 def test_a_failing_step_leaves_nothing_and_those_before_it_remain(
     database: Path, steps: StepFolder, name: str, text: str, reason: str
 ) -> None:
@@ -371,6 +379,14 @@ def test_a_table_of_another_program_with_a_name_of_ours_stops_the_step(foreign: 
     assert failure.value.steps == (NAMES[0],)
     assert rows_of(foreign, "SELECT name, sql FROM sqlite_schema") == schema
     assert rows_of(foreign, "PRAGMA journal_mode") == [("delete",)]
+
+
+def test_foreign_keys_of_a_user_that_mean_nothing_are_told(foreign: Path) -> None:
+    with closing(sqlite3.connect(foreign)) as connection, connection:
+        connection.execute("CREATE TABLE songs (album TEXT REFERENCES albums (title))")
+    with pytest.raises(StatementFailed, match="songs"):
+        Migrator(foreign).run()
+    assert "background_jobs" not in tables_of(foreign)
 
 
 def test_looking_at_a_database_leaves_no_trace(database: Path, foreign: Path) -> None:

@@ -36,7 +36,7 @@ def facts_of(connection: sqlite3.Connection) -> dict[str, Any]:
         "SELECT name, type, ncol, wr, strict FROM pragma_table_list WHERE schema = 'main' ORDER BY name"
     ).fetchall()
     facts: dict[str, Any] = {"tables": tables}
-    for name, *_ in tables:
+    for name in [table[0] for table in tables]:
         indexes = connection.execute(
             'SELECT name, "unique", origin, partial FROM pragma_index_list(?) ORDER BY name', (name,)
         ).fetchall()
@@ -45,7 +45,7 @@ def facts_of(connection: sqlite3.Connection) -> dict[str, Any]:
             "foreign keys": connection.execute("SELECT * FROM pragma_foreign_key_list(?)", (name,)).fetchall(),
             "indexes": indexes,
         }
-        for index, *_ in indexes:
+        for index in (row[0] for row in indexes):
             facts[index] = connection.execute("SELECT * FROM pragma_index_xinfo(?)", (index,)).fetchall()
     return facts
 

@@ -108,8 +108,9 @@ def test_migrating_below_a_file_is_refused(no_database: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["jobs.db", "two words.db", "it's \"quoted\".db", "größe-数据-🗄.db", "a?b=c.db", "a#b.db", "100%41.db", "$(x);&.db"]
-)  # fmt: skip
+    "name",
+    ["jobs.db", "two words.db", 'it\'s "quoted".db', "größe-数据-🗄.db", "a?b=c.db", "a#b.db", "100%41.db", "$(x);&.db"],
+)
 def test_a_pending_migration_names_the_command_that_works(tmp_path: Path, name: str) -> None:
     database = tmp_path / name
     sqlite3.connect(database).close()
