@@ -256,4 +256,4 @@ class OutputRestarted(OutputError):
     def __init__(self, job_id: str, attempt: int) -> None:
         self.job_id = job_id
         self.attempt = attempt
-        super().__init__(f"what attempt {attempt} of job {job_id} wrote was replaced: follow the job from its beginning")
+        super().__init__(f"what attempt {attempt} of job {job_id} wrote was replaced: follow it from the beginning")
