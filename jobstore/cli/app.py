@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated
 
 import typer
@@ -25,8 +25,15 @@ app = typer.Typer(
 
 def _print_version(wanted: bool) -> None:  # noqa: FBT001 - typer calls it so
     if wanted:
-        typer.echo(f"jobstore {version('jobstore')}")
+        typer.echo(f"jobstore {_version()}")
         raise typer.Exit
+
+
+def _version() -> str:
+    try:
+        return version("jobstore")
+    except PackageNotFoundError:
+        return "(not installed)"
 
 
 @app.callback()

@@ -419,7 +419,7 @@ def test_markup_in_texts_is_text(command: Command, act: Act) -> None:
 
 
 def test_the_version_is_printed(command: Command) -> None:
-    assert command.ok("--version").startswith("jobstore 0.")
+    assert command.ok("--version").startswith("jobstore ")
 
 
 @pytest.mark.parametrize("verb", ALL)
