@@ -60,8 +60,8 @@ class Outputs:
         self._clock = clock
         self._made: set[str] = set()
 
-    def check(self) -> None:
-        """Check that the folder, if there is one, belongs to this store.
+    def check(self) -> bool:
+        """Check that the folder, if there is one, belongs to this store; return whether there is one.
 
         Raises:
             OutputError: It is another store's: each would take the other's files for orphans.
@@ -69,13 +69,23 @@ class Outputs:
         try:
             owner = (self.folder / _MARKER).read_text(encoding="utf-8").strip()
         except FileNotFoundError:
-            return
+            return False
         except UnicodeDecodeError:
             owner = ""
         except OSError as error:
             raise OutputError(f"the outputs folder {self.folder} cannot be read: {error.strerror}") from error
         if owner != self._store_id:
             raise OutputError(f"the outputs folder {self.folder} belongs to another store: choose another folder")
+        return True
+
+    def check_there(self, path: str) -> None:
+        """Check that it is not the whole folder that is away when a file in it cannot be read.
+
+        Raises:
+            OutputError: It is: perhaps its disk is not mounted, or there are too many open files.
+        """
+        if _is_inside(path) and not self.check():
+            raise OutputError(f"the outputs folder {self.folder} is not there: is its disk mounted?")
 
     def write(self, kind: Kind, job_id: str, text: bytes) -> Text:
         """Write a text to a file of its own, durably.
@@ -436,11 +446,15 @@ async def _wait(event: asyncio.Event, timeout: float | None) -> None:
 
 def _parts(path: str) -> list[str]:
     """Split a recorded path, refusing any that could lead out of the folder."""
-    parts = path.split("/")
-    strange = path == _MARKER or any(character in path for character in "\0\\:")
-    if strange or any(part in {"", ".", ".."} for part in parts):
+    if not _is_inside(path):
         raise OutputError(f"{path!r} leads out of the outputs folder: it is not opened", path)
-    return parts
+    return path.split("/")
+
+
+def _is_inside(path: str) -> bool:
+    """Whether a recorded path is one of a text of the folder, links aside."""
+    strange = path == _MARKER or any(character in path for character in "\0\\:")
+    return not strange and not any(part in {"", ".", ".."} for part in path.split("/"))
 
 
 def _names_before(folder: Path, latest: float) -> list[str]:

@@ -80,6 +80,7 @@ class JobStore:
         self._durability: Literal["full", "normal"] = durability
         self._clock = clock
         self._open: _Open | None = None
+        self._opening = asyncio.Lock()  # however many tasks open it at once, it is opened once
 
     def __repr__(self) -> str:
         """Name the database and whether it is open."""
@@ -111,16 +112,17 @@ class JobStore:
             ReadOnlyDatabase: It cannot be written.
             OutputError: The outputs folder belongs to another store.
         """
-        if self._open is not None:
-            self._open.backend.check_usable()
+        async with self._opening:
+            if self._open is not None:
+                self._open.backend.check_usable()
+                return self
+            if self._migrate:
+                await in_thread(lambda: Migrator(self.path, clock=self._clock).run())
+            engine = SQLiteEngine(self.path, self._clock, self._pool_size, self._durability)
+            backend = Backend(engine, self._outputs, self._inline_limit)
+            await backend.open(self._check_schema)
+            self._open = _Open(backend)
             return self
-        if self._migrate:
-            await in_thread(lambda: Migrator(self.path, clock=self._clock).run())
-        engine = SQLiteEngine(self.path, self._clock, self._pool_size, self._durability)
-        backend = Backend(engine, self._outputs, self._inline_limit)
-        await backend.open(self._check_schema)
-        self._open = _Open(backend)
-        return self
 
     async def close(self) -> None:
         """Finish what was accepted and release everything. Closing twice is fine.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
 
@@ -24,6 +25,7 @@ class JobContext:
         self.claim = claim
         self._stack = AsyncExitStack()
         self._output: OutputWriter | None = None
+        self._opening = asyncio.Lock()
 
     def __repr__(self) -> str:
         """Name the job and the attempt."""
@@ -52,8 +54,9 @@ class JobContext:
             LeaseLost: The attempt has ended: stop.
             DiskFull: There is no room for it.
         """
-        if self._output is None:
-            self._output = await self._stack.enter_async_context(self.store.jobs.output(self.claim))
+        async with self._opening:
+            if self._output is None:
+                self._output = await self._stack.enter_async_context(self.store.jobs.output(self.claim))
         await self._output.write(text)
 
     async def progress(

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import inspect
 import logging
 import os
 import signal
 import socket
-import threading
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeVar, cast
 
 import anyio
-import anyio.to_thread
 from anyio.abc import TaskGroup
 
 from jobstore import (
@@ -27,10 +26,12 @@ from jobstore import (
     JobStore,
     JobStoreError,
     LeaseLost,
+    PoolTimeout,
 )
-from jobstore.aio import finish
+from jobstore.aio import finish, in_daemon_thread
 from jobstore.workers.context import JobContext
 from jobstore.workers.outcomes import Outcome, Retry, backoff
+from jobstore.workers.signals import heed_signals
 
 logger = logging.getLogger(__name__)
 
@@ -99,9 +100,7 @@ class Worker:
         self.lease = lease
         self._handlers: dict[str, _Handler] = {}
         self._running: dict[tuple[str, int], _Running] = {}
-        self._threads = anyio.CapacityLimiter(concurrency)
-        self._stopping = False
-        self._grace_runs = self._grace_over = False
+        self._stopping = self._at_once = False
         self._nudge = anyio.Event()
 
     def handles(self, task_type: str, *, timeout: float | None = None) -> Callable[[H], H]:
@@ -128,13 +127,16 @@ class Worker:
 
         return register
 
-    def stop(self) -> None:
+    def stop(self, *, at_once: bool = False) -> None:
         """Claim no more; `run` returns when the running jobs have ended or the grace is over.
 
         Stopping twice, or before `run`, is fine.
+
+        Args:
+            at_once: Without any grace: what runs is released.
         """
         self._stopping = True
-        self._grace_over = self._grace_runs
+        self._at_once |= at_once
         self._nudge.set()
 
     async def run(self, *, drain: bool = False, grace: float = 10.0) -> None:
@@ -152,21 +154,24 @@ class Worker:
         """
         if not self._handlers:
             raise InvalidArgument("handles", "there is no handler: register one with @worker.handles(task_type)")
-        self._threads.total_tokens = self.concurrency  # which may have been changed since
         try:
-            async with self._signals_heeded(), anyio.create_task_group() as jobs:
-                await self._claim_until_stopped(jobs, drain=drain)
-                await self._wait_for_running(grace)
-                for running in self._running.values():
-                    running.interrupt("stopped")
+            with heed_signals(self._heed):
+                async with anyio.create_task_group() as jobs:
+                    await self._claim_until_stopped(jobs, drain=drain)
+                    await self._wait_for_running(grace)
+                    for running in self._running.values():
+                        running.interrupt("stopped")
         except BaseExceptionGroup as group:
             error = _alone(group)
             raise error from error.__cause__
         finally:
-            self._stopping = self._grace_runs = self._grace_over = False
+            self._stopping = self._at_once = False
+
+    def _was_stopped(self) -> bool:
+        return self._stopping
 
     async def _claim_until_stopped(self, jobs: TaskGroup, *, drain: bool) -> None:
-        while not self._stopping:
+        while not self._was_stopped():
             self._nudge = anyio.Event()
             free = self.concurrency - len(self._running)
             if free == 0:
@@ -174,6 +179,11 @@ class Worker:
                 continue
             token = await self.store.jobs.wake()
             claims = await self._claim(free)
+            if claims is None:  # it could not be asked
+                continue
+            if self._was_stopped():
+                await self._give_back(claims)
+                return
             for claim in claims:
                 running = self._running[claim.job_id, claim.attempt] = _Running(claim)
                 jobs.start_soon(self._work, running)
@@ -183,23 +193,38 @@ class Worker:
                 return
             await self._sleep(token)
 
-    async def _claim(self, limit: int) -> list[Claim]:
+    async def _claim(self, limit: int) -> list[Claim] | None:
+        """Claim, or, when the database is unwell for the moment, wait a little and return None."""
         try:
-            return await self.store.jobs.claim(self.id, limit=limit, lease=self.lease, task_types=list(self._handlers))
+            return await self._ask(limit)
         except DatabaseError as error:
             if not _is_passing(error):
                 raise
             logger.warning("worker %s cannot claim, trying again: %s", self.id, error)
             with anyio.move_on_after(RETRY_SECONDS):
                 await self._nudge.wait()
-            return []
+            return None
+
+    async def _ask(self, limit: int) -> list[Claim]:
+        return await self.store.jobs.claim(self.id, limit=limit, lease=self.lease, task_types=list(self._handlers))
+
+    async def _give_back(self, claims: list[Claim]) -> None:
+        """Release jobs that were claimed while the order to stop came."""
+        for claim in claims:
+            with contextlib.suppress(JobStoreError):  # their leases will end
+                await self.store.jobs.release(claim)
 
     async def _sleep(self, token: int) -> None:
         """Wait for new work, the end of a running job, or the order to stop."""
         async with anyio.create_task_group() as waiting:
 
             async def wake() -> None:
-                await self.store.jobs.wake(since=token)
+                try:
+                    await self.store.jobs.wake(since=token)
+                except DatabaseError as error:
+                    if not _is_passing(error):
+                        raise
+                    await anyio.sleep(RETRY_SECONDS)
                 waiting.cancel_scope.cancel()
 
             waiting.start_soon(wake)
@@ -207,10 +232,9 @@ class Worker:
             waiting.cancel_scope.cancel()
 
     async def _wait_for_running(self, grace: float) -> None:
-        """Wait until all running jobs have ended, the grace is over, or a further stop ends it."""
-        self._grace_runs = True
+        """Wait until all running jobs have ended, or the grace is over."""
         with anyio.move_on_after(grace):
-            while self._running and not self._grace_over:
+            while self._running and not self._at_once:
                 self._nudge = anyio.Event()
                 await self._nudge.wait()
 
@@ -269,17 +293,25 @@ class Worker:
         return partial(jobs.release, claim)
 
     async def _call(self, handler: _Handler, context: JobContext) -> object:
-        if handler.is_async:
+        if not handler.is_async:
+            # Cancelled, the thread is left to itself: what it returns is dropped.
+            return await in_daemon_thread(partial(cast("SyncHandler", handler.function), context))
+        try:
             return await cast("AsyncHandler", handler.function)(context)
-        function = cast("SyncHandler", handler.function)
-        # Cancelled, the thread is left to itself: what it returns is dropped.
-        return await anyio.to_thread.run_sync(function, context, abandon_on_cancel=True, limiter=self._threads)
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            # Something that the handler awaited was cancelled, not the handler: let through, it would look like
+            # the end of the worker itself.
+            raise Retry(reason="something that it awaited was cancelled", error_type="CancelledError") from None
 
     async def _report(self, claim: Claim, context: JobContext, report: Report) -> None:
         """Make the stream durable and record the outcome, trying again while the database is unwell."""
         for left in reversed(range(REPORT_TRIES)):
             try:
-                await context.close()
+                with contextlib.suppress(JobStoreError):  # if the stream is the answer, `complete` says so again
+                    await context.close()
                 await report()
             except LeaseLost:
                 logger.warning("job %s attempt %d: lease lost, result dropped", claim.job_id, claim.attempt)
@@ -303,22 +335,9 @@ class Worker:
         else:
             logger.warning("job %s attempt %d: its outcome could not be recorded (%s)", *names)
 
-    @asynccontextmanager
-    async def _signals_heeded(self) -> AsyncIterator[None]:
-        if threading.current_thread() is not threading.main_thread() or os.name == "nt":
-            yield
-            return
-        with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-            async with anyio.create_task_group() as listening:
-
-                async def listen() -> None:
-                    async for number in signals:
-                        logger.info("worker %s stops: %s", self.id, signal.Signals(number).name)
-                        self.stop()
-
-                listening.start_soon(listen)
-                yield
-                listening.cancel_scope.cancel()
+    def _heed(self, number: signal.Signals) -> None:
+        logger.info("worker %s stops: %s", self.id, number.name)
+        self.stop(at_once=self._stopping)
 
 
 def _alone(error: BaseException) -> BaseException:
@@ -330,4 +349,4 @@ def _alone(error: BaseException) -> BaseException:
 
 def _is_passing(error: DatabaseError) -> bool:
     """Whether trying again later may help."""
-    return isinstance(error, DatabaseBusy | DiskFailed)
+    return isinstance(error, DatabaseBusy | DiskFailed | PoolTimeout)

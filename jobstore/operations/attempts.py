@@ -398,6 +398,18 @@ def close_output(_now: int, claim: Claim, path: str, size: int) -> Operation[Non
     )
 
 
+def take_back_output(_now: int, claim: Claim, path: str) -> Operation[None]:
+    """Forget a file that was named for a caller who was cancelled before it could write into it."""
+    yield from execute(
+        """
+        UPDATE job_attempts SET output_file_path = NULL, output_bytes = NULL
+        WHERE job_id = :job_id AND attempt = :attempt AND output_file_path = :path
+        """,
+        path=path,
+        **_key(claim),
+    )
+
+
 def attempts(_now: int, job_id: str) -> Operation[list[Attempt]]:
     """Return a job's attempts, the first first."""
     rows = yield from fetch_all(

@@ -13,7 +13,7 @@ from uuid_utils import uuid7
 from jobstore.aio import finish, in_thread
 from jobstore.engines.base import Abandoned, Engine, StoreStats
 from jobstore.engines.signal import Signal
-from jobstore.errors import OutputError, StoreClosed
+from jobstore.errors import DiskFailed, DiskFull, OutputError, StoreClosed
 from jobstore.leases import LeaseKeeper
 from jobstore.models import Text, encode_text
 from jobstore.operations import migrations
@@ -26,6 +26,15 @@ T = TypeVar("T")
 def new_id() -> str:
     """Return a new UUIDv7: in the order of time, within a process strictly."""
     return str(uuid7())
+
+
+def is_unsettled(error: BaseException) -> bool:
+    """Whether a write that ended so may yet have been carried out, so that its files must stay.
+
+    Cancelled, the engine tells how it ended; after a failed sync, only the next start of a process would show it.
+    """
+    failed_sync = isinstance(error, DiskFailed) and not isinstance(error, DiskFull)
+    return failed_sync or isinstance(error, asyncio.CancelledError)
 
 
 class Backend:
@@ -67,9 +76,9 @@ class Backend:
         self.check_usable()
         self._closed = True
         await self._leases.close()
+        await self.engine.close()
         while self._tidying:
             await asyncio.wait(self._tidying)
-        await self.engine.close()
 
     def check_usable(self) -> None:
         """Check that this is where the store was opened.
@@ -183,10 +192,9 @@ class Backend:
             return await self.write(make_operation, *args, size=len(text.inline), finishing=finishing, wakes=wakes)
         try:
             value = await self.write(make_operation, *args, finishing=finishing, wakes=wakes, abandoned=settle)
-        except asyncio.CancelledError:
-            raise
-        except BaseException:
-            settle(None)
+        except BaseException as error:
+            if not is_unsettled(error):
+                settle(None)
             raise
         settle(value)
         return value

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 import os
 import socket
@@ -16,7 +15,7 @@ from jobstore.clock import seconds
 from jobstore.models import Claim, Job, NewJob, Text
 from jobstore.operations import attempts, jobs
 from jobstore.repositories.arguments import check_iterable, check_new_job, plain_dict
-from jobstore.repositories.backend import new_id
+from jobstore.repositories.backend import is_unsettled, new_id
 from jobstore.repositories.job_work import JobWork
 from jobstore.repositories.recording import RecordedCall
 
@@ -124,10 +123,9 @@ class JobIntake(JobWork):
         size = sum(len(text.inline or "") for _, _, text in prepared)
         try:
             made = await self._backend.write(jobs.enqueue_many, prepared, size=size, wakes=True, abandoned=settle)
-        except asyncio.CancelledError:
-            raise
-        except BaseException:
-            settle(None)
+        except BaseException as error:
+            if not is_unsettled(error):
+                settle(None)
             raise
         settle(made)
         return made
@@ -203,10 +201,10 @@ class JobIntake(JobWork):
                 worker_id,
                 seconds(RECORD_LEASE),
                 size=len(text.inline or ""),
+                wakes=True,  # its lease may be the next to end
                 abandoned=abandoned,
             )
-        except asyncio.CancelledError:
-            raise
-        except BaseException:
-            abandoned(None)
+        except BaseException as error:
+            if not is_unsettled(error):
+                abandoned(None)
             raise

@@ -15,6 +15,9 @@ from jobstore.repositories import texts
 from jobstore.repositories.arguments import check_range, milliseconds
 from jobstore.repositories.backend import Backend
 
+LONGEST_SLEEP = 30.0
+"""Seconds after which a wait for work returns in any case: the clock may have been set meanwhile."""
+
 
 class JobQueries:
     """Reading jobs."""
@@ -156,11 +159,12 @@ class JobQueries:
         seen = signal.count
         job = await self.get(job_id)  # outside of the timeout: a job that has ended is returned whatever it is
         async with asyncio.timeout(timeout):
-            while not job.status.is_terminal:
+            status = job.status
+            while not status.is_terminal:
                 await self._backend.wait(signal, seen, None)
                 seen = signal.count
-                job = await self.get(job_id)
-        return job
+                status, _ = await self._backend.read(jobs.status, job_id)
+        return await self.get(job_id) if status is not job.status else job
 
     async def wake(self, since: int | None = None) -> int:
         """Wait until there may be new work, and return a token of now.
@@ -179,10 +183,10 @@ class JobQueries:
             self._backend.check_usable()
             return signal.count
         due = await self._backend.read(jobs.next_due)
-        if due is None:
-            return await self._backend.wait(signal, since, None)
-        delay = max(0, due - self._backend.engine.clock())
-        return await self._backend.wait(signal, since, delay / 1000)
+        delay = LONGEST_SLEEP
+        if due is not None:
+            delay = min(delay, max(0, due - self._backend.engine.clock()) / 1000)
+        return await self._backend.wait(signal, since, delay)
 
 
 def _filter(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
@@ -13,7 +12,7 @@ from pydantic import JsonValue
 from jobstore.aio import finish, in_thread
 from jobstore.errors import JobStoreError, LeaseLost, OutputError
 from jobstore.lifecycle import AttemptOutcome
-from jobstore.models import Claim, Heartbeat, Job, Text, Usage, check_identifier
+from jobstore.models import Attempt, Claim, Heartbeat, Job, Text, Usage, check_identifier
 from jobstore.operations import attempts
 from jobstore.operations import texts as operations
 from jobstore.outputs import Outputs, OutputWriter, TextDecoder
@@ -32,7 +31,7 @@ from jobstore.repositories.arguments import (
 from jobstore.repositories.arguments import (
     metadata as check_metadata,
 )
-from jobstore.repositories.backend import Backend
+from jobstore.repositories.backend import Backend, is_unsettled
 from jobstore.sql import MakeOperation
 
 MAX_CLAIMS = 10_000
@@ -83,6 +82,7 @@ class JobWork:
         if tasks == [] or apis == []:
             return []
         claims: list[Claim] = []
+        unreadable = 0
         try:
             while True:
                 claimed: attempts.Claimed = await self._backend.write(
@@ -92,12 +92,14 @@ class JobWork:
                     milliseconds,
                     tasks,
                     apis,
+                    wakes=True,  # it began leases that will end, and may have rescued or promoted others' jobs
                     abandoned=self._release_claimed,
                 )
                 readable = await self._with_prompts(claimed.claims)
                 claims += readable
-                unreadable = len(claimed.claims) - len(readable)
-                if len(claims) == limit or not (claimed.more_due or unreadable):
+                unreadable += len(claimed.claims) - len(readable)
+                more = claimed.more_due or len(readable) < len(claimed.claims)
+                if len(claims) == limit or unreadable >= limit or not more:
                     return claims
         except BaseException:
             self._release_soon(claims)
@@ -195,13 +197,14 @@ class JobWork:
             file.close()
             if path is None:  # no row names it
                 self._backend.discard([file.path])
+            else:  # the caller was cancelled after that: let it open another; a sweep takes this file
+                self._backend.engine.write_soon(attempts.take_back_output, claim, path)
 
         try:
             await self._backend.write(attempts.open_output, claim, text, finishing=True, abandoned=undo)
-        except asyncio.CancelledError:
-            raise
-        except BaseException:
-            undo(None)
+        except BaseException as error:
+            if not is_unsettled(error):
+                undo(None)
             raise
         key = (claim.job_id, claim.attempt)
         writer = self._writers[key] = OutputWriter(file)
@@ -253,33 +256,38 @@ class JobWork:
         check_claim(claim)
         check_usage(usage)
         changes = check_metadata(metadata)
-        if response is None:
-            return await self._complete_streamed(claim, usage, changes)
-        text = await self._backend.store_text("response", "responses", claim.job_id, response)
-        job: Job = await self._backend.write_text(
-            text, "output_file_path", attempts.complete, claim, text, usage, changes, finishing=True
-        )
-        self._forget_output(claim)
-        return job
+        with self._backend.leases.ending(claim):
+            if response is None:
+                return await self._complete_streamed(claim, usage, changes)
+            text = await self._backend.store_text("response", "responses", claim.job_id, response)
+            job: Job = await self._backend.write_text(
+                text, "output_file_path", attempts.complete, claim, text, usage, changes, finishing=True
+            )
+            self._forget_output(claim)
+            return job
 
     async def _complete_streamed(self, claim: Claim, usage: Usage | None, changes: dict[str, Any] | None) -> Job:
         writer = self._writers.get((claim.job_id, claim.attempt))
         if writer is not None:
             await writer.close()
-        attempt = await self._backend.read(attempts.get_attempt, claim.job_id, claim.attempt)
+        attempt = await self._attempt(claim)
         path = None if attempt is None or attempt.outcome is AttemptOutcome.COMPLETED else attempt.output_file_path
         if path is None:
             return await self._backend.write(attempts.complete, claim, Text(None), usage, changes, finishing=True)
         try:
             text, inline = await in_thread(_measure, self._backend.outputs, path, self._backend.inline_limit)
         except OutputError:
-            again = await self._backend.read(attempts.get_attempt, claim.job_id, claim.attempt)
+            again = await self._attempt(claim)
             if again is None or again.output_file_path == path:
                 raise
             return await self._complete_streamed(claim, usage, changes)  # the same call was made twice at once
         if inline is None:
             return await self._backend.write(attempts.complete, claim, text, usage, changes, finishing=True)
         return await self._complete_inline(claim, Text(inline, size=text.size), path, usage, changes)
+
+    async def _attempt(self, claim: Claim) -> Attempt | None:
+        """Return the attempt's row, by way of the writer: a paid answer must not wait for the pool of readers."""
+        return await self._backend.write(attempts.get_attempt, claim.job_id, claim.attempt, finishing=True)
 
     async def _complete_inline(
         self, claim: Claim, text: Text, path: str, usage: Usage | None, changes: dict[str, Any] | None
@@ -360,7 +368,8 @@ class JobWork:
         *args: Any,  # noqa: ANN401 - the operation's own
     ) -> Job:
         """Run an operation that ends an attempt without an answer."""
-        job = await self._backend.write(make_operation, claim, *args, finishing=True, wakes=True)
+        with self._backend.leases.ending(claim):
+            job = await self._backend.write(make_operation, claim, *args, finishing=True, wakes=True)
         self._forget_output(claim)
         return job
 
@@ -391,6 +400,8 @@ class JobWork:
         try:
             return await texts.load_prompt(self._backend, claim.job)
         except OutputError as error:
+            # If the whole folder is away, this is not the job's own trouble.
+            await in_thread(self._backend.outputs.check_there, claim.job.prompt_file_path or "")
             with contextlib.suppress(LeaseLost):  # a short lease: someone else will find the same
                 await self.fail(claim, error, error_type="prompt_unreadable")
         return None

@@ -33,6 +33,7 @@ class RecordedCall:
         self._jobs = jobs
         self._stack = contextlib.AsyncExitStack()
         self._output: OutputWriter | None = None
+        self._opening = asyncio.Lock()
         self._usage: Usage | None = None
 
     @property
@@ -49,8 +50,9 @@ class RecordedCall:
             DiskFull: There is no room for it.
             OutputError: It cannot be written.
         """
-        if self._output is None:
-            self._output = await self._stack.enter_async_context(self._jobs.output(self.claim))
+        async with self._opening:
+            if self._output is None:
+                self._output = await self._stack.enter_async_context(self._jobs.output(self.claim))
         await self._output.write(text)
 
     async def finish(self, text: str | None = None, *, usage: Usage | None = None) -> Job:

@@ -56,7 +56,7 @@ async def test_a_queued_write_is_withdrawn(store: JobStore, engine: SQLiteEngine
 async def test_a_write_in_a_batch_runs_to_its_end(store: JobStore, engine: SQLiteEngine) -> None:
     stall = Stall(engine)
     task = asyncio.ensure_future(enqueue(store))
-    while not engine._queue._in_flight:  # noqa: ASYNC110 - the event loop itself moves it on
+    while not engine._queue._in_flight:
         await asyncio.sleep(0)
     task.cancel()
     await asyncio.wait([task])
@@ -71,7 +71,7 @@ async def test_a_claim_cancelled_in_its_batch_gives_the_jobs_back_at_once(
     job = await enqueue(store)
     stall = Stall(engine)
     task = asyncio.ensure_future(store.jobs.claim("gone"))
-    while not engine._queue._in_flight:  # noqa: ASYNC110 - the event loop itself moves it on
+    while not engine._queue._in_flight:
         await asyncio.sleep(0)
     task.cancel()
     await asyncio.wait([task])
@@ -98,7 +98,7 @@ async def test_a_claim_cancelled_while_the_store_closes_gives_the_jobs_back(
     job = await enqueue(store)
     stall = Stall(engine)
     task = asyncio.ensure_future(store.jobs.claim("gone"))
-    while not engine._queue._in_flight:  # noqa: ASYNC110 - the event loop itself moves it on
+    while not engine._queue._in_flight:
         await asyncio.sleep(0)
     task.cancel()
     closing = asyncio.ensure_future(store.close())

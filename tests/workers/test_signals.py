@@ -96,3 +96,36 @@ def test_a_killed_workers_job_is_anybodys_again_when_its_lease_has_ended(databas
             assert (claim.job_id, claim.attempt, claim.job.attempts_used) == (job_id, 2, 2)
 
     asyncio.run(rescue())
+
+
+def test_a_signal_stops_all_workers_of_a_process_and_abandons_threads_that_go_on(database: Path) -> None:
+    job_id = asyncio.run(one_job(database))
+    program = """
+import asyncio, sys, threading
+from jobstore import JobStore
+from jobstore.workers import Worker
+
+async def main(path):
+    async with JobStore(path) as store:
+        workers = [Worker(store), Worker(store)]
+
+        @workers[0].handles("task")
+        def handle(job):
+            print("begun", flush=True)
+            threading.Event().wait()
+
+        workers[1].handles("other")(handle)
+        await asyncio.gather(*(worker.run(grace=0) for worker in workers))
+    print("over", flush=True)
+
+asyncio.run(main(sys.argv[1]))
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, str(database)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "begun\n"
+    os.kill(process.pid, signal.SIGTERM)
+    output, _ = process.communicate(timeout=60)
+    assert (process.returncode, output) == (0, "over\n")
+    assert asyncio.run(look(database, job_id)) == (JobStatus.IDLE, 0)

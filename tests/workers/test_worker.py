@@ -9,7 +9,17 @@ import threading
 
 import pytest
 
-from jobstore import InvalidArgument, Job, JobStatus, JobStore, Operation, Usage
+from jobstore import (
+    Claim,
+    DatabaseBusy,
+    DiskFull,
+    InvalidArgument,
+    Job,
+    JobStatus,
+    JobStore,
+    Operation,
+    Usage,
+)
 from jobstore.operations import attempts
 from jobstore.operations.attempts import Claimed
 from jobstore.testing import FakeClock
@@ -242,7 +252,7 @@ async def test_stopping_lets_running_jobs_end_within_the_grace(store: JobStore) 
     assert await store.jobs.count(status="idle") == 1
 
 
-@pytest.mark.parametrize("how", ["no grace", "a second stop", "cancelled"])
+@pytest.mark.parametrize("how", ["no grace", "at once", "cancelled"])
 async def test_what_has_not_ended_is_released_and_its_attempt_does_not_count(store: JobStore, how: str) -> None:
     worker = Worker(store)
     begun = asyncio.Event()
@@ -262,10 +272,8 @@ async def test_what_has_not_ended_is_released_and_its_attempt_does_not_count(sto
         assert running.cancelled()
     else:
         worker.stop()
-        if how == "a second stop":
-            while not worker._grace_runs:  # noqa: ASYNC110 - the event loop itself moves it on
-                await asyncio.sleep(0)
-            worker.stop()
+        if how == "at once":
+            worker.stop(at_once=True)
         await running
     job = await store.jobs.get(job.id)
     assert (job.status, job.attempts_used) == (JobStatus.IDLE, 0)
@@ -278,7 +286,7 @@ async def test_cancelling_a_worker_right_after_its_claim_loses_no_job(store: Job
         worker.handles("task")(lambda job: job.prompt)
         job = await enqueue(store)
         running = asyncio.ensure_future(worker.run())
-        while store.stats().writer.waiting_operations == 0 and not running.done():  # noqa: ASYNC110 - no event for it
+        while store.stats().writer.waiting_operations == 0 and not running.done():
             await asyncio.sleep(0)
         for _ in range(turns):
             await asyncio.sleep(0 if turns % 2 else 0.0002)
@@ -303,6 +311,61 @@ async def test_an_answer_that_the_disk_has_no_room_for_is_put_off(
     job = await drained(store, worker, await enqueue(store, max_attempts=1))
     assert (job.status, job.error_type) == (JobStatus.FAILED, "DiskFull")
     assert "could not be recorded (DiskFull)" in caplog.text
+
+
+async def test_a_handler_that_lets_a_foreign_cancellation_through_fails_alone(store: JobStore) -> None:
+    worker = Worker(store)
+
+    @worker.handles("leaks")
+    async def leak(_: JobContext) -> None:
+        other = asyncio.ensure_future(asyncio.Event().wait())
+        asyncio.get_running_loop().call_soon(other.cancel)
+        await other
+
+    @worker.handles("task")
+    async def handle(job: JobContext) -> str:
+        return job.prompt
+
+    leaking, good = await enqueue(store, "leaks", max_attempts=1), await enqueue(store)
+    await worker.run(drain=True)
+    failed = await store.jobs.get(leaking.id)
+    assert (failed.status, failed.error_type) == (JobStatus.FAILED, "CancelledError")
+    assert (await store.jobs.get(good.id)).response == "p"
+
+
+async def test_draining_goes_on_when_the_database_could_not_be_asked(
+    store: JobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("jobstore.workers.worker.RETRY_SECONDS", 0.0)
+    refusals = iter([DatabaseBusy(30.0), DiskFull("no room")])
+
+    class Unlucky(Worker):
+        async def _ask(self, limit: int) -> list[Claim]:
+            for refusal in refusals:
+                raise refusal
+            return await super()._ask(limit)
+
+    worker = Unlucky(store)
+    worker.handles("task")(lambda job: job.prompt)
+    job = await enqueue(store)
+    assert (await drained(store, worker, job)).status is JobStatus.COMPLETED
+
+
+async def test_ending_a_job_in_time_is_never_told_as_a_loss(store: JobStore) -> None:
+    told: list[str] = []
+    leases = store._open.backend.leases  # type: ignore[union-attr]
+    await enqueue(store)
+    [long] = await store.jobs.claim("w")
+    with store.jobs.lease_kept(long, lease=0.006):  # so that the thread beats all the time
+        for _ in range(30):
+            await enqueue(store)
+            [claim] = await store.jobs.claim("w")
+            with store.jobs.lease_kept(claim, lease=0.006, lost=lambda: told.append("lost")):
+                await store.jobs.complete(claim, "done")
+                seen = leases.beats
+                while leases.beats < seen + 2:
+                    await asyncio.sleep(0)
+    assert told == []
 
 
 async def test_a_handler_is_cancelled_when_its_job_is_asked_to_end(store: JobStore) -> None:
