@@ -126,7 +126,7 @@ async def test_eight_kilobytes_reach_the_file_while_the_output_is_open(store: Jo
     async with store.jobs.output(claimed) as output:
         await output.write("x" * 8192)
         async with asyncio.timeout(60):
-            while await length(store) < 8192:  # noqa: ASYNC110 - a file's growth sets no event
+            while await length(store) < 8192:
                 await asyncio.sleep(0.001)
         assert await store.jobs.read_response(claimed.job_id) == "x" * 8192
 
