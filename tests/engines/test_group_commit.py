@@ -6,6 +6,7 @@ import asyncio
 import sqlite3
 from collections.abc import Awaitable, Callable
 
+import psutil
 import pytest
 
 from jobstore import (
@@ -294,14 +295,19 @@ async def test_closing_finishes_what_was_accepted_and_refuses_who_waits(
     assert await store.jobs.count() == 3
 
 
-async def test_a_thousand_mixed_callers_with_a_small_pool_end(store: JobStore) -> None:
-    await store.jobs.enqueue_many([])
+async def test_a_thousand_mixed_callers_with_a_small_pool_end_and_memory_stays_bounded(
+    store: JobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(group_commit, "MAX_WAITING_OPERATIONS", 100)
+    monkeypatch.setattr(group_commit, "MAX_WAITING_BYTES", 2**20)
     await asyncio.gather(*(enqueue(store) for _ in range(200)))
+    most_operations = most_bytes = 0
 
     async def caller(number: int) -> None:
+        nonlocal most_operations, most_bytes
         match number % 5:
             case 0:
-                await enqueue(store)
+                await enqueue(store, chr(97 + number % 26) * 50_000)
             case 1:
                 for claim in await store.jobs.claim("worker", limit=2):
                     await store.jobs.complete(claim, "done")
@@ -311,8 +317,16 @@ async def test_a_thousand_mixed_callers_with_a_small_pool_end(store: JobStore) -
                 await store.kv.set(str(number), number)
             case _:
                 await store.jobs.stats()
+        stats = store.stats().writer
+        most_operations = max(most_operations, stats.waiting_operations)
+        most_bytes = max(most_bytes, stats.waiting_bytes)
 
+    process = psutil.Process()
+    before = process.memory_info().rss
     await asyncio.gather(*(caller(number) for number in range(1000)))
+    assert process.memory_info().rss - before < 64 * 2**20
+    assert most_bytes <= 2**20
+    assert most_operations <= 100 + 400  # reports on claims are not held back
     stats = store.stats()
     assert stats.pool.open <= 4
     assert stats.pool.in_use == 0
