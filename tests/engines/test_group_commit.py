@@ -300,6 +300,7 @@ async def test_a_thousand_mixed_callers_with_a_small_pool_end_and_memory_stays_b
 ) -> None:
     monkeypatch.setattr(group_commit, "MAX_WAITING_OPERATIONS", 100)
     monkeypatch.setattr(group_commit, "MAX_WAITING_BYTES", 2**20)
+    monkeypatch.setattr(group_commit, "MAX_BATCH_BYTES", 2**20)
     await asyncio.gather(*(enqueue(store) for _ in range(200)))
     most_operations = most_bytes = 0
 
@@ -325,8 +326,9 @@ async def test_a_thousand_mixed_callers_with_a_small_pool_end_and_memory_stays_b
     before = process.memory_info().rss
     await asyncio.gather(*(caller(number) for number in range(1000)))
     assert process.memory_info().rss - before < 64 * 2**20
-    assert most_bytes <= 2**20
-    assert most_operations <= 100 + 400  # reports on claims are not held back
+    # What waits, and what a batch had no time for; reports on claims are not held back.
+    assert most_bytes <= 2 * 2**20
+    assert most_operations <= 2 * 100 + 400
     stats = store.stats()
     assert stats.pool.open <= 4
     assert stats.pool.in_use == 0
