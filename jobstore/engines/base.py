@@ -110,8 +110,14 @@ class Engine(Protocol):
             abandoned: What to do if the caller is cancelled meanwhile, once it is known how the operation ended.
         """
 
-    def write_soon(self, make_operation: MakeOperation[..., Any], *args: Any, wakes: bool = False) -> None:  # noqa: ANN401
-        """Queue a finishing operation that nobody waits for; `close` waits for it."""
+    def write_soon(
+        self,
+        make_operation: MakeOperation[..., Any],
+        *args: Any,  # noqa: ANN401 - the operation's own
+        wakes: bool = False,
+        abandoned: Abandoned | None = None,
+    ) -> None:
+        """Queue a finishing operation that nobody waits for; `close` waits for it, `abandoned` is told of it."""
 
     async def write_aside(self, make_operation: MakeOperation[..., T], *args: Any) -> T:  # noqa: ANN401
         """Run an operation past the queue, from any thread's event loop."""

@@ -112,9 +112,15 @@ class SQLiteEngine:
             Request(make_operation, args, size=size, finishing=finishing, wakes=wakes, abandoned=abandoned)
         )
 
-    def write_soon(self, make_operation: MakeOperation[..., Any], *args: Any, wakes: bool = False) -> None:  # noqa: ANN401
-        """Queue a finishing operation that nobody waits for; `close` waits for it."""
-        self._queue.submit_nowait(Request(make_operation, args, finishing=True, wakes=wakes))
+    def write_soon(
+        self,
+        make_operation: MakeOperation[..., Any],
+        *args: Any,  # noqa: ANN401 - the operation's own
+        wakes: bool = False,
+        abandoned: Abandoned | None = None,
+    ) -> None:
+        """Queue a finishing operation that nobody waits for, as `Engine.write_soon` tells."""
+        self._queue.submit_nowait(Request(make_operation, args, finishing=True, wakes=wakes, abandoned=abandoned))
 
     async def write_aside(self, make_operation: MakeOperation[..., T], *args: Any) -> T:  # noqa: ANN401
         """Run an operation past the queue, from any thread's event loop, between two batches."""

@@ -398,9 +398,9 @@ def close_output(_now: int, claim: Claim, path: str, size: int) -> Operation[Non
     )
 
 
-def take_back_output(_now: int, claim: Claim, path: str) -> Operation[None]:
-    """Forget a file that was named for a caller who was cancelled before it could write into it."""
-    yield from execute(
+def take_back_output(_now: int, claim: Claim, path: str) -> Operation[str | None]:
+    """Forget a file that was named for a caller who was cancelled before writing into it; return its path if so."""
+    forgotten = yield from execute(
         """
         UPDATE job_attempts SET output_file_path = NULL, output_bytes = NULL
         WHERE job_id = :job_id AND attempt = :attempt AND output_file_path = :path
@@ -408,6 +408,7 @@ def take_back_output(_now: int, claim: Claim, path: str) -> Operation[None]:
         path=path,
         **_key(claim),
     )
+    return path if forgotten else None
 
 
 def attempts(_now: int, job_id: str) -> Operation[list[Attempt]]:

@@ -82,7 +82,6 @@ class JobWork:
         if tasks == [] or apis == []:
             return []
         claims: list[Claim] = []
-        unreadable = 0
         try:
             while True:
                 claimed: attempts.Claimed = await self._backend.write(
@@ -97,9 +96,8 @@ class JobWork:
                 )
                 readable = await self._with_prompts(claimed.claims)
                 claims += readable
-                unreadable += len(claimed.claims) - len(readable)
                 more = claimed.more_due or len(readable) < len(claimed.claims)
-                if len(claims) == limit or unreadable >= limit or not more:
+                if len(claims) == limit or not more:
                     return claims
         except BaseException:
             self._release_soon(claims)
@@ -193,12 +191,16 @@ class JobWork:
         check_claim(claim)
         text, file = await self._backend.create_output(claim.job_id)
 
+        def remove(taken_back: str | None) -> None:
+            if taken_back is not None:
+                self._backend.discard([taken_back])
+
         def undo(path: str | None) -> None:
             file.close()
             if path is None:  # no row names it
                 self._backend.discard([file.path])
-            else:  # the caller was cancelled after that: let it open another; a sweep takes this file
-                self._backend.engine.write_soon(attempts.take_back_output, claim, path)
+            else:  # the caller was cancelled after that: let it open another
+                self._backend.engine.write_soon(attempts.take_back_output, claim, path, abandoned=remove)
 
         try:
             await self._backend.write(attempts.open_output, claim, text, finishing=True, abandoned=undo)

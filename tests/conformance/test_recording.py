@@ -285,13 +285,14 @@ async def test_a_recorded_call_hears_of_a_requested_cancel_and_of_its_lost_lease
     store: JobStore, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(job_intake, "RECORD_LEASE", 0.1)
-    async with store.jobs.record("Say hello", **LANE) as call:
-        assert not call.cancel_requested
-        await store.jobs.cancel(call.job.id)
-        await eventually(lambda: call.cancel_requested)
-        assert not call.lost
-        await call.finish("Hello")
-        await eventually(lambda: call.lost)
+    with pytest.raises(LeaseLost):  # noqa: PT012 - at the end of the block
+        async with store.jobs.record("Say hello", **LANE) as call:
+            assert not call.cancel_requested
+            await store.jobs.cancel(call.job.id)
+            await eventually(lambda: call.cancel_requested)
+            assert not call.lost
+            await store.run(attempts.release, call.claim)  # by someone else
+            await eventually(lambda: call.lost)
     assert clock() == FakeClock()()
 
 

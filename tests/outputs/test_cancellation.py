@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from jobstore import Claim, JobStatus, JobStore, NewJob
+from jobstore.operations.texts import move_into_row
 from jobstore.testing import FakeClock
 from tests.conformance.support import SPILLED, enqueue, eventually, files, outputs_folder, start, streamed
 
@@ -121,7 +122,13 @@ async def test_a_small_stream_whose_completion_was_cancelled_is_in_the_row_and_i
 ) -> None:
     claimed = await start(store)
     await streamed(store, claimed, "the answer")
-    await cancel_in_the_batch(store, store.jobs.complete(claimed))
+    queue = store._open.backend.engine._queue
+    completing = asyncio.ensure_future(store.jobs.complete(claimed))
+    while not any(request.make_operation is move_into_row for request in queue._in_flight):
+        await asyncio.sleep(0)
+    completing.cancel()
+    await asyncio.gather(completing, return_exceptions=True)
+    await store.kv.set("behind", "the batch")
     assert (await store.jobs.get(claimed.job_id)).response == "the answer"
     await eventually(lambda: not files(store))
 
