@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from jobstore.clock import seconds
 from jobstore.engines.base import Engine
 from jobstore.models import Claim, Heartbeat
-from jobstore.operations import attempts
+from jobstore.operations import leasing
 
 logger = logging.getLogger(__name__)
 
@@ -139,7 +139,7 @@ class LeaseKeeper:
                 by_lease.setdefault(kept.lease, []).append(key)
         for lease, keys in by_lease.items():
             try:
-                answers = await self._engine.write_aside(attempts.heartbeat, keys, seconds(lease))
+                answers = await self._engine.write_aside(leasing.heartbeat, keys, seconds(lease))
             except Exception as error:  # noqa: BLE001 - without this thread, all leases would end
                 logger.warning("heartbeat of %d claims failed, trying again: %s", len(keys), type(error).__name__)
                 continue

@@ -13,7 +13,7 @@ from pydantic import JsonValue
 
 from jobstore.clock import seconds
 from jobstore.models import Claim, Job, NewJob, Text
-from jobstore.operations import attempts, jobs
+from jobstore.operations import attempts, jobs, leasing
 from jobstore.repositories.arguments import check_iterable, check_new_job, plain_dict
 from jobstore.repositories.backend import is_unsettled, new_id
 from jobstore.repositories.job_work import JobWork
@@ -194,7 +194,7 @@ class JobIntake(JobWork):
         worker_id = f"record:{socket.gethostname()}:{os.getpid()}"
         try:
             return await self._backend.write(
-                attempts.start_recorded,
+                leasing.start_recorded,
                 job_id,
                 new,
                 text,

@@ -13,7 +13,7 @@ from jobstore.aio import finish, in_thread
 from jobstore.errors import JobStoreError, LeaseLost, OutputError
 from jobstore.lifecycle import AttemptOutcome
 from jobstore.models import Attempt, Claim, Heartbeat, Job, Text, Usage, check_identifier
-from jobstore.operations import attempts
+from jobstore.operations import attempts, leasing
 from jobstore.operations import texts as operations
 from jobstore.outputs import Outputs, OutputWriter, TextDecoder
 from jobstore.repositories import texts
@@ -84,8 +84,8 @@ class JobWork:
         claims: list[Claim] = []
         try:
             while True:
-                claimed: attempts.Claimed = await self._backend.write(
-                    attempts.claim,
+                claimed: leasing.Claimed = await self._backend.write(
+                    leasing.claim,
                     worker_id,
                     limit - len(claims),
                     milliseconds,
@@ -118,7 +118,7 @@ class JobWork:
         for claim in listed:
             check_claim(claim)
         keys = [(claim.job_id, claim.attempt) for claim in listed]
-        return await self._backend.write(attempts.heartbeat, keys, positive("lease", lease), finishing=True)
+        return await self._backend.write(leasing.heartbeat, keys, positive("lease", lease), finishing=True)
 
     @contextmanager
     def lease_kept(
@@ -379,7 +379,7 @@ class JobWork:
         if claims:
             self._backend.engine.write_soon(attempts.release_many, list(claims), wakes=True)
 
-    def _release_claimed(self, claimed: attempts.Claimed | None) -> None:
+    def _release_claimed(self, claimed: leasing.Claimed | None) -> None:
         if claimed is not None:
             self._release_soon(claimed.claims)
 

@@ -13,7 +13,7 @@ import pytest
 from jobstore.engines import sqlite_driver
 from jobstore.engines.sqlite import connect_writer
 from jobstore.migrate import Migrator
-from jobstore.operations import attempts, jobs, listing
+from jobstore.operations import jobs, leasing, listing
 from jobstore.sql import Operation, Statement
 
 NOW = 1_750_000_000_000
@@ -55,17 +55,17 @@ def tables_scanned(plan: list[str]) -> list[str]:
 
 CASES: dict[str, tuple[Operation[Any], list[str]]] = {
     "claim one of any lane": (
-        attempts.claim(NOW, "w", 1, 1, None, None),
+        leasing.claim(NOW, "w", 1, 1, None, None),
         ["background_jobs_claim (task_type=? AND api_type=?)"],
     ),
     "claim many of some lanes": (
-        attempts.claim(NOW, "w", 50, 1, ["a", "b"], ["c"]),
+        leasing.claim(NOW, "w", 50, 1, ["a", "b"], ["c"]),
         ["SEARCH lane", "background_jobs_claim (task_type=? AND api_type=?)"],
     ),
-    "promote": (attempts.promote(NOW), ["background_jobs_due (run_at<?)"]),
-    "rescue": (attempts.rescue(NOW), ["job_attempts_lease (lease_expires_at<?)"]),
+    "promote": (leasing.promote(NOW), ["background_jobs_due (run_at<?)"]),
+    "rescue": (leasing.rescue(NOW), ["job_attempts_lease (lease_expires_at<?)"]),
     "heartbeat": (
-        attempts.heartbeat(NOW, [("a", 1), ("b", 2)], 1),
+        leasing.heartbeat(NOW, [("a", 1), ("b", 2)], 1),
         ["SEARCH job_attempts USING PRIMARY KEY (job_id=?)"],
     ),
     "what falls due next": (jobs.next_due(NOW), ["job_attempts_lease", "background_jobs_due"]),

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from jobstore import JobStatus, JobStore, OutputError
-from jobstore.operations import attempts
+from jobstore.operations import attempts, leasing
 from jobstore.sql import Operation
 from tests.conformance.support import outputs_folder, start, streamed
 from tests.processes.support import finish, spawn
@@ -120,9 +120,9 @@ async def test_another_process_hears_that_a_new_attempt_has_begun(store: JobStor
     assert await follower.hears() == "ready"
     assert await follower.hears() == "first"
 
-    def restart(now: int) -> Operation[attempts.Claimed]:
+    def restart(now: int) -> Operation[leasing.Claimed]:
         yield from attempts.release(now, claimed)
-        return (yield from attempts.claim(now, "worker-2", 1, 30_000, None, None))
+        return (yield from leasing.claim(now, "worker-2", 1, 30_000, None, None))
 
     [second] = (await store.run(restart)).claims  # in one transaction, or the end of the first might be heard of
     assert second.attempt == 2

@@ -20,8 +20,8 @@ from jobstore import (
     Operation,
     Usage,
 )
-from jobstore.operations import attempts
-from jobstore.operations.attempts import Claimed
+from jobstore.operations import leasing
+from jobstore.operations.leasing import Claimed
 from jobstore.testing import FakeClock
 from jobstore.workers import Cancel, Fail, JobContext, Outcome, Retry, Snooze, Worker
 from jobstore.workers.outcomes import BACKOFF_CAP, backoff
@@ -409,7 +409,7 @@ async def test_a_handler_whose_lease_is_lost_is_cancelled_and_its_result_dropped
     await begun.wait()
 
     def claim_a_minute_later(now: int) -> Operation[Claimed]:
-        return attempts.claim(now + 60_000, "another", 1, 3_600_000, None, None)
+        return leasing.claim(now + 60_000, "another", 1, 3_600_000, None, None)
 
     [claim] = (await store.run(claim_a_minute_later)).claims  # as if this machine had slept
     await cancelled.wait()

@@ -1,0 +1,209 @@
+"""Operations that begin and renew leases: claiming jobs, rescuing and promoting what fell due, heartbeats."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Literal, NamedTuple
+
+from jobstore.lifecycle import WORKER_LOST, AttemptOutcome
+from jobstore.models import Claim, Heartbeat, Job, NewJob, Text
+from jobstore.operations.attempts import HELD
+from jobstore.operations.jobs import COLUMNS, MAX_ROWS, NEXT_DUE, insert, new_row
+from jobstore.sql import Operation, Row, Value, dialect, execute, execute_many, fetch_all, fetch_one, placeholders
+
+MAX_DUE = MAX_ROWS // 4
+"""How many leases a claim rescues and how many scheduled jobs it promotes, so that it stays short."""
+
+
+_INSERT_ATTEMPT = """
+    INSERT INTO job_attempts (job_id, attempt, worker_id, lease_expires_at, started_at)
+    VALUES (:job_id, :attempt, :worker_id, :lease_expires_at, :now)
+"""
+
+
+class Claimed(NamedTuple):
+    """What a claim got."""
+
+    claims: list[Claim]
+    more_due: bool
+    """Whether further leases or scheduled jobs fell due than one claim deals with."""
+
+
+def claim(
+    now: int,
+    worker_id: str,
+    limit: int,
+    lease: int,
+    task_types: Sequence[str] | None,
+    api_types: Sequence[str] | None,
+) -> Operation[Claimed]:
+    """Idle → running, the highest priority first, after rescuing and promoting what fell due.
+
+    Args:
+        now: The present time in milliseconds.
+        worker_id: Who claims.
+        limit: At most so many.
+        lease: Milliseconds until the claim ends unless it is renewed.
+        task_types: Only these; None is any.
+        api_types: Only these; None is any.
+    """
+    more_due = yield from _settle_due(now)
+    facts = yield from dialect()
+    sql = _claim_sql(len(task_types or ()), len(api_types or ()), "=" if limit == 1 else "IN", facts.lock_rows)
+    _, tasks = placeholders("task", task_types or ())
+    _, apis = placeholders("api", api_types or ())
+    rows = yield from fetch_all(sql, now=now, limit=limit, **tasks, **apis)
+    rows.sort(key=_claim_order)  # RETURNING has no order
+    expires = now + lease
+    yield from _begin_attempts(now, rows, worker_id, expires)
+    return Claimed([Claim.of(Job.from_row(row), worker_id, expires) for row in rows], more_due)
+
+
+def start_recorded(now: int, job_id: str, new: NewJob, prompt: Text, worker_id: str, lease: int) -> Operation[Claim]:
+    """(new) → running, owned by the caller, who is its only attempt.
+
+    Raises:
+        SessionNotFound: There is no such session.
+        OutputError: The prompt's file was written too long ago to be named now.
+    """
+    begun: dict[str, Value] = {"status": "running", "attempt": 1, "attempts_used": 1, "started_at": now}
+    job = yield from insert(new_row(now, job_id, new, prompt) | begun)
+    yield from _begin_attempts(now, [{"id": job_id, "attempt": 1}], worker_id, now + lease)
+    return Claim.of(job, worker_id, now + lease)
+
+
+def rescue(now: int) -> Operation[int]:
+    """End up to `MAX_DUE` attempts whose lease has ended; return how many.
+
+    Their jobs become idle again, failed when their attempts are used up, canceled when that was asked for.
+    """
+    facts = yield from dialect()
+    lost = yield from fetch_all(
+        f"""
+        UPDATE job_attempts SET finished_at = :now, outcome = '{AttemptOutcome.LOST}'
+        WHERE finished_at IS NULL AND (job_id, attempt) IN (
+            SELECT job_id, attempt FROM job_attempts
+            WHERE finished_at IS NULL AND lease_expires_at <= :now
+            ORDER BY lease_expires_at LIMIT {MAX_DUE} {facts.lock_rows})
+        RETURNING job_id, attempt
+        """,
+        now=now,
+    )
+    used_up = "cancel_requested_at IS NULL AND attempts_used >= max_attempts"
+    yield from execute_many(
+        f"""
+        UPDATE background_jobs SET
+            status = CASE WHEN cancel_requested_at IS NOT NULL THEN 'canceled'
+                          WHEN attempts_used >= max_attempts THEN 'failed' ELSE 'idle' END,
+            finished_at = CASE WHEN cancel_requested_at IS NOT NULL OR attempts_used >= max_attempts THEN :now END,
+            error_type = CASE WHEN {used_up} THEN '{WORKER_LOST}' ELSE error_type END,
+            error_message = CASE WHEN {used_up} THEN 'the lease of its last attempt expired' ELSE error_message END,
+            updated_at = :now
+        WHERE {HELD}
+        """,
+        [{"now": now, "job_id": row["job_id"], "attempt": row["attempt"]} for row in lost],
+    )
+    return len(lost)
+
+
+def promote(now: int) -> Operation[int]:
+    """Scheduled → idle for up to `MAX_DUE` jobs whose `run_at` has passed; return how many."""
+    facts = yield from dialect()
+    return (
+        yield from execute(
+            f"""
+            UPDATE background_jobs SET status = 'idle', updated_at = :now
+            WHERE status = 'scheduled' AND id IN (
+                SELECT id FROM background_jobs WHERE status = 'scheduled' AND run_at <= :now
+                ORDER BY run_at LIMIT {MAX_DUE} {facts.lock_rows})
+            """,
+            now=now,
+        )
+    )
+
+
+def heartbeat(now: int, claims: Sequence[tuple[str, int]], lease: int) -> Operation[list[Heartbeat]]:
+    """Renew leases, given as (job id, attempt), for `lease` milliseconds from now; one answer each, in order."""
+    alive: dict[tuple[str, int], bool] = {}
+    for start in range(0, len(claims), MAX_ROWS):
+        part = claims[start : start + MAX_ROWS]
+        _, ids = placeholders("id", [job_id for job_id, _ in part])
+        _, attempts = placeholders("n", [attempt for _, attempt in part])
+        rows = yield from fetch_all(_heartbeat_sql(len(part)), expires=now + lease, **ids, **attempts)
+        alive.update({(row["job_id"], row["attempt"]): bool(row["cancel_requested"]) for row in rows})
+    return [
+        Heartbeat(
+            job_id=job_id,
+            attempt=attempt,
+            extended=(job_id, attempt) in alive,
+            cancel_requested=alive.get((job_id, attempt), False),
+        )
+        for job_id, attempt in claims
+    ]
+
+
+def _settle_due(now: int) -> Operation[bool]:
+    """Rescue and promote what fell due, if anything; return whether there may be more."""
+    due = yield from fetch_one(NEXT_DUE)
+    more = False
+    if due and due["lease"] is not None and due["lease"] <= now:
+        more = (yield from rescue(now)) == MAX_DUE
+    if due and due["run_at"] is not None and due["run_at"] <= now:
+        more |= (yield from promote(now)) == MAX_DUE
+    return more
+
+
+def _claim_order(row: Row) -> tuple[int, int, str]:
+    return -row["priority"], row["run_at"], row["id"]
+
+
+def _begin_attempts(now: int, rows: Sequence[Row], worker_id: str, expires: int) -> Operation[None]:
+    if rows:
+        common = {"worker_id": worker_id, "lease_expires_at": expires, "now": now}
+        attempts = [{"job_id": row["id"], "attempt": row["attempt"], **common} for row in rows]
+        yield from execute_many(_INSERT_ATTEMPT, attempts)
+
+
+@lru_cache(maxsize=256)
+def _claim_sql(task_types: int, api_types: int, one_or_many: Literal["=", "IN"], lock_rows: str) -> str:
+    """Return the text of a claim: the first `:limit` of each lane's own end of the index, merged.
+
+    So its cost depends neither on the backlog nor on what other lanes hold. `=` serves for one job, without the
+    temporary tables that `IN` makes (24 µs against 32, measured).
+    """
+    conditions = [
+        f"lane.{column} IN ({', '.join(f':{name}{index}' for index in range(count))})"
+        for column, name, count in (("task_type", "task", task_types), ("api_type", "api", api_types))
+        if count
+    ]
+    lanes = f"WHERE {' AND '.join(conditions)}" if conditions else ""
+    return f"""
+        UPDATE background_jobs SET
+            status = 'running', attempt = attempt + 1, attempts_used = attempts_used + 1,
+            started_at = :now, updated_at = :now, status_message = NULL
+        WHERE status = 'idle' AND id {one_or_many} (
+            SELECT job.id FROM lanes AS lane CROSS JOIN background_jobs AS job ON job.id {one_or_many} (
+                SELECT candidate.id FROM background_jobs AS candidate
+                WHERE candidate.status = 'idle' AND candidate.task_type = lane.task_type
+                    AND candidate.api_type = lane.api_type
+                ORDER BY candidate.priority DESC, candidate.run_at, candidate.id LIMIT :limit {lock_rows})
+            {lanes}
+            ORDER BY job.priority DESC, job.run_at, job.id LIMIT :limit)
+        RETURNING {COLUMNS}
+    """
+
+
+@lru_cache(maxsize=64)
+def _heartbeat_sql(count: int) -> str:
+    # The ids alone as well, because SQLite finds rows by the first of a pair only if it is asked for it alone;
+    # and `outcome`, because by `finished_at` it would rather read all running attempts.
+    ids = ", ".join(f":id{index}" for index in range(count))
+    pairs = ", ".join(f"(:id{index}, :n{index})" for index in range(count))
+    return f"""
+        UPDATE job_attempts SET lease_expires_at = :expires
+        WHERE outcome IS NULL AND job_id IN ({ids}) AND (job_id, attempt) IN (VALUES {pairs})
+        RETURNING job_id, attempt, EXISTS (
+            SELECT 1 FROM background_jobs
+            WHERE id = job_attempts.job_id AND cancel_requested_at IS NOT NULL) AS cancel_requested
+    """
