@@ -85,7 +85,7 @@ class Outputs:
             OutputError: It is: perhaps its disk is not mounted, or there are too many open files.
         """
         if _is_inside(path) and not self.check():
-            raise OutputError(f"the outputs folder {self.folder} is not there: is its disk mounted?")
+            raise OutputError(f"the outputs folder {self.folder} is not there: is its disk mounted, or is it another?")
 
     def write(self, kind: Kind, job_id: str, text: bytes) -> Text:
         """Write a text to a file of its own, durably.

@@ -6,7 +6,7 @@ import asyncio
 import os
 import shlex
 import warnings
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, ParamSpec, Self, TypeVar
@@ -193,7 +193,10 @@ class JobStore:
         backend = self._opened().backend
 
         def make(now: int) -> Operation[T]:
-            return make_operation(now, *args, **kwargs)
+            operation = make_operation(now, *args, **kwargs)
+            if not isinstance(operation, Generator):
+                raise InvalidArgument("make_operation", "must be a generator function: def f(now, …) with `yield from`")
+            return operation
 
         return await backend.write(make, size=_size((*args, *kwargs.values())), wakes=True)
 

@@ -23,6 +23,8 @@ from jobstore import (
     DatabaseError,
     DiskFailed,
     InvalidArgument,
+    Job,
+    JobStatus,
     JobStore,
     JobStoreError,
     LeaseLost,
@@ -37,7 +39,7 @@ logger = logging.getLogger(__name__)
 
 AsyncHandler = Callable[[JobContext], Awaitable[str | None]]
 SyncHandler = Callable[[JobContext], str | None]
-Report = Callable[[], Awaitable[object]]
+Report = Callable[[], Awaitable[Job]]
 H = TypeVar("H", bound=AsyncHandler | SyncHandler)
 
 REPORT_TRIES = 5
@@ -89,6 +91,8 @@ class Worker:
     def __init__(
         self, store: JobStore, *, concurrency: int = 16, lease: float = 30.0, worker_id: str | None = None
     ) -> None:
+        if not isinstance(store, JobStore):
+            raise InvalidArgument("store", f"must be an open JobStore, not {type(store).__name__}")
         if concurrency < 1:
             raise InvalidArgument("concurrency", "must be 1 or more")
         if not lease > 0:
@@ -117,6 +121,8 @@ class Worker:
         Raises:
             InvalidArgument: The task type has a handler already.
         """
+        if not isinstance(task_type, str):
+            raise InvalidArgument("task_type", 'must be a str: write @worker.handles("type of task")')
         if task_type in self._handlers:
             raise InvalidArgument("task_type", f"{task_type!r} has a handler already")
 
@@ -312,7 +318,7 @@ class Worker:
             try:
                 with contextlib.suppress(JobStoreError):  # if the stream is the answer, `complete` says so again
                     await context.close()
-                await report()
+                _log_end(claim, await report())
             except LeaseLost:
                 logger.warning("job %s attempt %d: lease lost, result dropped", claim.job_id, claim.attempt)
             except JobStoreError as error:
@@ -320,8 +326,6 @@ class Worker:
                     await anyio.sleep(RETRY_SECONDS)
                     continue
                 await self._report_unrecordable(claim, error)
-            else:
-                logger.info("job %s attempt %d ended", claim.job_id, claim.attempt)
             return
 
     async def _report_unrecordable(self, claim: Claim, error: JobStoreError) -> None:
@@ -345,6 +349,13 @@ def _alone(error: BaseException) -> BaseException:
     while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
         error = error.exceptions[0]
     return error
+
+
+def _log_end(claim: Claim, job: Job) -> None:
+    """Log what became of a job, without any text of the user's."""
+    level = logging.WARNING if job.status is JobStatus.FAILED else logging.INFO
+    why = f" ({job.error_type})" if job.error_type else ""
+    logger.log(level, "job %s attempt %d ended: %s%s", claim.job_id, claim.attempt, job.status, why)
 
 
 def _is_passing(error: DatabaseError) -> bool:

@@ -259,6 +259,8 @@ def _attempt(connection: sqlite3.Connection, statement: Statement) -> tuple[Any,
 
 def run(connection: sqlite3.Connection, statement: Statement) -> Any:  # noqa: ANN401 - depends on `fetch`
     """Run one statement and return what it asks for."""
+    if not isinstance(statement, Statement):
+        raise InvalidArgument("make_operation", "must yield statements: write `yield from execute(…)` and the like")
     sql, parameters, fetch = statement
     if fetch == "dialect":
         return DIALECT

@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple
 
 from jobstore.lifecycle import WORKER_LOST, AttemptOutcome
 from jobstore.models import Claim, Heartbeat, Job, NewJob, Text
+from jobstore.operations import jobs
 from jobstore.operations.attempts import HELD
 from jobstore.operations.jobs import COLUMNS, MAX_ROWS, NEXT_DUE, insert, new_row
 from jobstore.sql import Operation, Row, Value, dialect, execute, execute_many, fetch_all, fetch_one, placeholders
@@ -67,6 +68,7 @@ def start_recorded(now: int, job_id: str, new: NewJob, prompt: Text, worker_id: 
         SessionNotFound: There is no such session.
         OutputError: The prompt's file was written too long ago to be named now.
     """
+    yield from rescue_due(now)
     begun: dict[str, Value] = {"status": "running", "attempt": 1, "attempts_used": 1, "started_at": now}
     job = yield from insert(new_row(now, job_id, new, prompt) | begun)
     yield from _begin_attempts(now, [{"id": job_id, "attempt": 1}], worker_id, now + lease)
@@ -105,6 +107,26 @@ def rescue(now: int) -> Operation[int]:
         [{"now": now, "job_id": row["job_id"], "attempt": row["attempt"]} for row in lost],
     )
     return len(lost)
+
+
+def rescue_due(now: int) -> Operation[int]:
+    """Rescue if any lease has ended, at the cost of a look if none has; return how many."""
+    due = yield from fetch_one(NEXT_DUE)
+    if due is None or due["lease"] is None or due["lease"] > now:
+        return 0
+    return (yield from rescue(now))
+
+
+def cancel(now: int, job_id: str) -> Operation[Job]:
+    """As `jobs.cancel`, but a job whose holder is gone is not asked to end: nobody would hear it."""
+    yield from rescue_due(now)
+    return (yield from jobs.cancel(now, job_id))
+
+
+def retry(now: int, job_id: str) -> Operation[Job]:
+    """As `jobs.retry`, but a job whose last holder is gone has failed by now."""
+    yield from rescue_due(now)
+    return (yield from jobs.retry(now, job_id))
 
 
 def promote(now: int) -> Operation[int]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from jobstore.errors import InvalidArgument
 from jobstore.models import Job
-from jobstore.operations import jobs
+from jobstore.operations import jobs, leasing
 from jobstore.repositories.arguments import check_iterable, not_negative
 from jobstore.repositories.backend import Backend
 
@@ -25,7 +25,7 @@ class JobControl:
             JobNotFound: There is no such job.
             InvalidTransition: It has ended already.
         """
-        return await self._backend.write(jobs.cancel, job_id)
+        return await self._backend.write(leasing.cancel, job_id)
 
     async def cancel_session(self, session_id: str) -> int:
         """Cancel all unfinished jobs of a session; return how many that were.
@@ -47,7 +47,7 @@ class JobControl:
             JobNotFound: There is no such job.
             InvalidTransition: It has not ended.
         """
-        return await self._backend.write(jobs.retry, job_id, wakes=True)
+        return await self._backend.write(leasing.retry, job_id, wakes=True)
 
     async def clear(self, job_ids: Iterable[str] | None = None, *, older_than: float | None = None) -> int:
         """Hide jobs from lists: those named, or those that ended at least `older_than` seconds ago.

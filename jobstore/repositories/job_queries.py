@@ -10,10 +10,11 @@ from datetime import datetime
 from jobstore.errors import InvalidArgument
 from jobstore.lifecycle import JobStatus
 from jobstore.models import Attempt, Job, JobStats, Page
-from jobstore.operations import attempts, jobs, listing
+from jobstore.operations import attempts, jobs, leasing, listing
 from jobstore.repositories import texts
 from jobstore.repositories.arguments import check_range, milliseconds
 from jobstore.repositories.backend import Backend
+from jobstore.sql import Operation
 
 LONGEST_SLEEP = 30.0
 """Seconds after which a wait for work returns in any case: the clock may have been set meanwhile."""
@@ -155,16 +156,26 @@ class JobQueries:
             JobNotFound: There is no such job, or it was pruned meanwhile.
             TimeoutError: It has not ended within `timeout` seconds.
         """
-        signal = self._backend.engine.changes
-        seen = signal.count
         job = await self.get(job_id)  # outside of the timeout: a job that has ended is returned whatever it is
-        async with asyncio.timeout(timeout):
-            status = job.status
-            while not status.is_terminal:
-                await self._backend.wait(signal, seen, None)
-                seen = signal.count
-                status, _ = await self._backend.read(jobs.status, job_id)
-        return await self.get(job_id) if status is not job.status else job
+        if job.status.is_terminal:
+            return job
+        try:
+            async with asyncio.timeout(timeout):
+                await self._wait_until_ended(job_id)
+        except TimeoutError:
+            raise TimeoutError(f"job {job_id} has not ended within {timeout} s") from None
+        return await self.get(job_id)
+
+    async def _wait_until_ended(self, job_id: str) -> None:
+        signal = self._backend.engine.changes
+        while True:
+            seen = signal.count
+            status, due = await self._backend.read(_status_and_due, job_id)
+            if status.is_terminal:
+                return
+            if await self._backend.wait(signal, seen, self._until(due)) == seen:
+                # The holder of some lease is gone, and perhaps there is nobody else who would claim and rescue.
+                await self._backend.write(leasing.rescue_due, wakes=True)
 
     async def wake(self, since: int | None = None) -> int:
         """Wait until there may be new work, and return a token of now.
@@ -183,10 +194,19 @@ class JobQueries:
             self._backend.check_usable()
             return signal.count
         due = await self._backend.read(jobs.next_due)
-        delay = LONGEST_SLEEP
-        if due is not None:
-            delay = min(delay, max(0, due - self._backend.engine.clock()) / 1000)
-        return await self._backend.wait(signal, since, delay)
+        return await self._backend.wait(signal, since, self._until(due))
+
+    def _until(self, due: int | None) -> float:
+        """Return how many seconds to sleep until a lease ends or a job falls due, at the most."""
+        if due is None:
+            return LONGEST_SLEEP
+        return min(LONGEST_SLEEP, max(0, due - self._backend.engine.clock()) / 1000)
+
+
+def _status_and_due(now: int, job_id: str) -> Operation[tuple[JobStatus, int | None]]:
+    """Return a job's status, and when the next lease ends or the next job falls due."""
+    status, _ = yield from jobs.status(now, job_id)
+    return status, (yield from jobs.next_due(now))
 
 
 def _filter(

@@ -8,10 +8,11 @@ from collections.abc import AsyncIterator
 from typing import NamedTuple
 
 from jobstore.aio import in_thread
+from jobstore.clock import to_milliseconds
 from jobstore.errors import OutputError, OutputRestarted
 from jobstore.lifecycle import JobStatus
 from jobstore.models import Job
-from jobstore.operations import jobs, texts
+from jobstore.operations import jobs, leasing, texts
 from jobstore.outputs import Outputs, TextDecoder, check_whole
 from jobstore.repositories.backend import Backend
 
@@ -91,8 +92,18 @@ async def tail(backend: Backend, job_id: str) -> AsyncIterator[str]:
             yield text
         elif state.job.status.is_terminal or (reader.attempt and waiting):
             return
+        elif _is_forsaken(backend, state):
+            await backend.write(leasing.rescue_due, wakes=True)
         else:
             await asyncio.sleep(TAIL_SECONDS)
+
+
+def _is_forsaken(backend: Backend, state: texts.Latest) -> bool:
+    """Whether a job runs on although its lease has ended: its holder is gone, and nobody has claimed since."""
+    attempt = state.attempt
+    if state.job.status is not JobStatus.RUNNING or attempt is None:
+        return False
+    return to_milliseconds(attempt.lease_expires_at) <= backend.engine.clock()
 
 
 class _Row(NamedTuple):

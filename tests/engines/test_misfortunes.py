@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Generator
 from pathlib import Path
 
 import anyio
@@ -12,7 +12,7 @@ import anyio.from_thread
 import anyio.to_thread
 import pytest
 
-from jobstore import Job, JobStatus, JobStore, OutputError, StatementFailed, StoreClosed
+from jobstore import InvalidArgument, Job, JobStatus, JobStore, OutputError, StatementFailed, StoreClosed
 from jobstore.engines.sqlite import SQLiteEngine
 from jobstore.testing import FakeClock
 
@@ -72,6 +72,53 @@ async def test_a_store_that_many_tasks_open_at_once_is_opened_once(database: Pat
     for thread in threads:
         await asyncio.to_thread(thread.join)
     assert not database.with_name("jobs.db-wal").exists()  # the last connection has left
+
+
+async def forsaken(store: JobStore, clock: FakeClock) -> Job:
+    """Return a running job whose only holder died without a word."""
+    job = await enqueue(store, max_attempts=1)
+    [claim] = await store.jobs.claim("gone", lease=0.02)
+    async with store.jobs.output(claim) as output:
+        await output.write("so far")
+    clock.advance(1)
+    return job
+
+
+async def test_waiting_for_a_job_whose_holder_is_gone_comes_to_an_end(store: JobStore, clock: FakeClock) -> None:
+    job = await forsaken(store, clock)
+    ended = await store.jobs.wait(job.id)
+    assert (ended.status, ended.error_type) == (JobStatus.FAILED, "worker_lost")
+
+
+async def test_tailing_a_job_whose_holder_is_gone_comes_to_an_end(store: JobStore, clock: FakeClock) -> None:
+    job = await forsaken(store, clock)
+    assert [text async for text in store.jobs.tail(job.id)] == ["so far"]
+    assert (await store.jobs.get(job.id)).error_type == "worker_lost"
+
+
+async def test_a_job_whose_holder_is_gone_can_be_retried_at_once(store: JobStore, clock: FakeClock) -> None:
+    job = await forsaken(store, clock)
+    assert (await store.jobs.retry(job.id)).status is JobStatus.IDLE
+
+
+async def test_a_job_whose_holder_is_gone_is_canceled_at_once(store: JobStore, clock: FakeClock) -> None:
+    job = await enqueue(store)
+    await store.jobs.claim("gone", lease=0.02)
+    clock.advance(1)
+    assert (await store.jobs.cancel(job.id)).status is JobStatus.CANCELED
+
+
+async def test_what_is_no_operation_is_refused_with_the_reason(store: JobStore) -> None:
+    def no_generator(now: int) -> int:
+        return now
+
+    def wrong_yield(_now: int) -> Generator[str, None, None]:
+        yield "SELECT 1"
+
+    for wrong in (no_generator, wrong_yield):
+        with pytest.raises(InvalidArgument, match="make_operation"):
+            await store.run(wrong)  # type: ignore[arg-type]
+    await enqueue(store)
 
 
 async def test_a_folder_that_is_away_fails_no_job(database: Path) -> None:

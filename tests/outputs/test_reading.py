@@ -67,9 +67,10 @@ async def test_damage_shows_at_the_end_of_reading_in_parts(store: JobStore, dama
 FOLLOWER = """
     import asyncio, json, sys
     from jobstore import JobStore, OutputRestarted
+    from jobstore.testing import FakeClock
 
     async def main(path, job_id):
-        async with JobStore(path) as store:
+        async with JobStore(path, clock=FakeClock()) as store:
             print(json.dumps("ready"), flush=True)
             try:
                 async for text in store.jobs.tail(job_id):

@@ -19,6 +19,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invaria
 from jobstore import Claim, InvalidTransition, Job, JobStatus, JobStore, LeaseLost
 from jobstore.clock import from_milliseconds
 from jobstore.lifecycle import TRANSITIONS
+from jobstore.operations import leasing
 from jobstore.testing import FakeClock
 
 T = TypeVar("T")
@@ -120,7 +121,7 @@ class Lifecycle(RuleBasedStateMachine):
         job = self.model[job_id]
         return -job.priority, job.run_at, job.order
 
-    def settle_due(self) -> None:
+    def rescue_due(self) -> None:
         for job in self.model.values():
             if job.status == "running" and job.attempts[-1].expires <= self.clock.now:
                 if not job.cancel_requested and job.used >= job.max_attempts:
@@ -128,6 +129,10 @@ class Lifecycle(RuleBasedStateMachine):
                     job.end("failed", "lost")
                 else:
                     job.end("idle", "lost")
+
+    def settle_due(self) -> None:
+        self.rescue_due()
+        for job in self.model.values():
             if job.status == "scheduled" and job.run_at <= self.clock.now:
                 job.status = "idle"
 
@@ -217,6 +222,8 @@ class Lifecycle(RuleBasedStateMachine):
             return
         job_id = data.draw(st.sampled_from(sorted(self.model)))
         job = self.model[job_id]
+        self.run(self.store.run(leasing.rescue_due))  # whose effect a refused cancel would undo
+        self.rescue_due()
         if job.status in {"completed", "failed", "canceled"}:
             self.impossible(self.store.jobs.cancel(job_id), job.status, "canceled")
             return
@@ -231,6 +238,8 @@ class Lifecycle(RuleBasedStateMachine):
             return
         job_id = data.draw(st.sampled_from(sorted(self.model)))
         job = self.model[job_id]
+        self.run(self.store.run(leasing.rescue_due))
+        self.rescue_due()
         if job.status in {"idle", "scheduled", "running"}:
             self.impossible(self.store.jobs.retry(job_id), job.status, "idle")
             return
