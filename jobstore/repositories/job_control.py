@@ -25,7 +25,7 @@ class JobControl:
             JobNotFound: There is no such job.
             InvalidTransition: It has ended already.
         """
-        return await self._backend.write(leasing.cancel, job_id)
+        return await self._backend.write(leasing.cancel, job_id, wakes=True)
 
     async def cancel_session(self, session_id: str) -> int:
         """Cancel all unfinished jobs of a session; return how many that were.

@@ -14,7 +14,7 @@ from jobstore.operations import attempts, jobs, leasing, listing
 from jobstore.repositories import texts
 from jobstore.repositories.arguments import check_range, milliseconds
 from jobstore.repositories.backend import Backend
-from jobstore.sql import Operation
+from jobstore.sql import Operation, fetch_one
 
 LONGEST_SLEEP = 30.0
 """Seconds after which a wait for work returns in any case: the clock may have been set meanwhile."""
@@ -170,7 +170,7 @@ class JobQueries:
         signal = self._backend.engine.changes
         while True:
             seen = signal.count
-            status, due = await self._backend.read(_status_and_due, job_id)
+            status, due = await self._backend.read(_status_and_lease, job_id)
             if status.is_terminal:
                 return
             if await self._backend.wait(signal, seen, self._until(due)) == seen:
@@ -203,10 +203,11 @@ class JobQueries:
         return min(LONGEST_SLEEP, max(0, due - self._backend.engine.clock()) / 1000)
 
 
-def _status_and_due(now: int, job_id: str) -> Operation[tuple[JobStatus, int | None]]:
-    """Return a job's status, and when the next lease ends or the next job falls due."""
+def _status_and_lease(now: int, job_id: str) -> Operation[tuple[JobStatus, int | None]]:
+    """Return a job's status, and when the next lease ends; a `run_at` that has passed is no reason to look again."""
     status, _ = yield from jobs.status(now, job_id)
-    return status, (yield from jobs.next_due(now))
+    row = yield from fetch_one(jobs.NEXT_DUE)
+    return status, None if row is None else row["lease"]
 
 
 def _filter(

@@ -13,6 +13,7 @@ import anyio.to_thread
 import pytest
 
 from jobstore import InvalidArgument, Job, JobStatus, JobStore, OutputError, StatementFailed, StoreClosed
+from jobstore.clock import from_milliseconds
 from jobstore.engines.sqlite import SQLiteEngine
 from jobstore.testing import FakeClock
 
@@ -88,6 +89,15 @@ async def test_waiting_for_a_job_whose_holder_is_gone_comes_to_an_end(store: Job
     job = await forsaken(store, clock)
     ended = await store.jobs.wait(job.id)
     assert (ended.status, ended.error_type) == (JobStatus.FAILED, "worker_lost")
+
+
+async def test_waiting_for_a_due_job_that_nobody_claims_asks_for_nothing(store: JobStore, clock: FakeClock) -> None:
+    job = await enqueue(store, run_at=from_milliseconds(clock.now + 1000))
+    clock.advance(2)
+    before = store.stats().writer.batches
+    with pytest.raises(TimeoutError, match=job.id):
+        await store.jobs.wait(job.id, timeout=0.05)
+    assert store.stats().writer.batches == before
 
 
 async def test_tailing_a_job_whose_holder_is_gone_comes_to_an_end(store: JobStore, clock: FakeClock) -> None:
