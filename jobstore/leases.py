@@ -20,6 +20,7 @@ from jobstore.operations import leasing
 
 logger = logging.getLogger(__name__)
 
+_NOT_KEPT = contextlib.nullcontext()
 BEATS_PER_LEASE = 3
 """So that two beats in a row may fail before a lease ends."""
 
@@ -76,18 +77,19 @@ class LeaseKeeper:
         with self._lock:
             self._kept.pop((claim.job_id, claim.attempt), None)
 
-    @contextlib.contextmanager
-    def ending(self, claim: Claim) -> Iterator[None]:
+    def ending(self, claim: Claim) -> contextlib.AbstractContextManager[None]:
         """Say nothing of a claim while its holder ends it; forget it if that succeeds."""
+        kept = self._kept.get((claim.job_id, claim.attempt))
+        return _NOT_KEPT if kept is None else self._ending(claim, kept)
+
+    @contextlib.contextmanager
+    def _ending(self, claim: Claim, kept: _Kept) -> Iterator[None]:
         with self._lock:
-            kept = self._kept.get((claim.job_id, claim.attempt))
-            if kept is not None:
-                kept.ending = True
+            kept.ending = True
         try:
             yield
         except BaseException:
-            if kept is not None:
-                kept.ending = False
+            kept.ending = False
             raise
         self.forget(claim)
 

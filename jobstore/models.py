@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from types import MappingProxyType
 from typing import Annotated, Any, ClassVar, Generic, NamedTuple, Self, TypeVar
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, JsonValue, TypeAdapter, ValidationError
@@ -76,6 +77,11 @@ def dump_json(field: str, value: object, refusal: type[InvalidArgument] = Invali
     raise refusal(field, reason)
 
 
+def load_metadata(text: str) -> dict[str, Any]:
+    """Return a job's metadata from its JSON text."""
+    return {} if text == "{}" else json.loads(text)
+
+
 def first_problem(error: ValidationError) -> tuple[str, str]:
     """Return the first offending field and what is wrong with it, without the input that pydantic quotes."""
     first = error.errors(include_input=False, include_url=False, include_context=False)[0]
@@ -95,8 +101,12 @@ class _Input(_Model):
         except ValidationError as error:
             problem = first_problem(error)
         else:
+            self._check()
             return
         raise InvalidJob(*problem)  # out here, because that error quotes its input
+
+    def _check(self) -> None:
+        """Check what the fields' types do not tell."""
 
 
 class Usage(_Input):
@@ -163,9 +173,9 @@ class NewJob(_Input):
 
     _NAMES: ClassVar = ("task_type", "api_type", "model_used", "session_id", "idempotency_key")
 
-    def __init__(self, **fields: Any) -> None:  # noqa: ANN401 - pydantic validates them
-        super().__init__(**fields)
-        encode_text("prompt", self.prompt)
+    def _check(self) -> None:
+        if not self.prompt.isascii():
+            encode_text("prompt", self.prompt)
         names = f"{self.task_type}{self.api_type}{self.model_used}{self.session_id}{self.idempotency_key}"
         if not names.isascii() or "\0" in names:
             for name in self._NAMES:
@@ -252,29 +262,53 @@ class Job(_Model):
     response: str | None = Field(default=None, repr=False)
 
     @classmethod
-    def from_row(cls, row: Mapping[str, Any]) -> Self:
-        """Build a job from a row that was read with the columns of a job, with or without the texts."""
+    def from_row(cls, row: Mapping[str, Any], defaults: Mapping[str, Any] = MappingProxyType({})) -> Self:
+        """Build a job from a row that was read with the columns of a job, with or without the texts.
+
+        `defaults` are the columns that the row lacks.
+        """
+        values = {**defaults, **row}
+        values["status"] = _STATUS[values["status"]]
+        values["cleared"] = bool(values["cleared"])
+        values["metadata"] = load_metadata(values["metadata"])
+        for name in _JOB_TIMES:
+            if values[name] is not None:
+                values[name] = from_milliseconds(values[name])
+        if values["prompt_file_path"] is not None:
+            values["prompt"] = None
+        values.setdefault("prompt", None)
+        values.setdefault("response", None)
+        return _trusted(cls, values)
+
+    def completed(self, now: int, row: Mapping[str, Any], response: Text) -> Self:
+        """Return a claimed job as it is after its completion; `row` has what may have changed since the claim."""
+        moment = from_milliseconds(now)
         return _trusted(
-            cls,
+            type(self),
             {
+                **self.__dict__,
                 **row,
-                "status": _STATUS[row["status"]],
-                "run_at": from_milliseconds(row["run_at"]),
+                "status": JobStatus.COMPLETED,
                 "cancel_requested_at": _moment(row["cancel_requested_at"]),
                 "cleared": bool(row["cleared"]),
-                "created_at": from_milliseconds(row["created_at"]),
-                "updated_at": from_milliseconds(row["updated_at"]),
-                "started_at": _moment(row["started_at"]),
-                "finished_at": _moment(row["finished_at"]),
-                "metadata": {} if row["metadata"] == "{}" else json.loads(row["metadata"]),
-                "prompt": None if row["prompt_file_path"] is not None else row.get("prompt"),
-                "response": row.get("response"),
+                "metadata": load_metadata(row["metadata"]),
+                "updated_at": moment,
+                "finished_at": moment,
+                "error_type": None,
+                "error_message": None,
+                "response": response.inline,
+                "output_file_path": response.file_path,
+                "output_bytes": response.size,
+                "output_sha256": response.sha256,
             },
         )
 
-    def with_changes(self, changes: Mapping[str, Any]) -> Self:
-        """Return the same job with other values of some fields, which are taken as they are."""
-        return _trusted(type(self), {**self.__dict__, **changes})
+    def with_prompt(self, prompt: str) -> Self:
+        """Return the same job with its prompt, which was read from its file."""
+        return _trusted(type(self), {**self.__dict__, "prompt": prompt})
+
+
+_JOB_TIMES = ("run_at", "created_at", "updated_at", "started_at", "finished_at", "cancel_requested_at")
 
 
 class Claim(_Model):

@@ -94,5 +94,15 @@ def placeholders(name: str, values: Iterable[Value]) -> tuple[str, dict[str, Val
         >>> placeholders("id", ["a", "b"])
         (':id0, :id1', {'id0': 'a', 'id1': 'b'})
     """
-    parameters = {f"{name}{index}": value for index, value in enumerate(values)}
+    parameters = numbered(name, values)
     return ", ".join(f":{key}" for key in parameters), parameters
+
+
+def numbered(name: str, values: Iterable[Value]) -> dict[str, Value]:
+    """Return the parameters alone, where the text is known.
+
+    Example:
+        >>> numbered("id", ["a", "b"])
+        {'id0': 'a', 'id1': 'b'}
+    """
+    return {f"{name}{index}": value for index, value in enumerate(values)}

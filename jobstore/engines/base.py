@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
 
@@ -10,10 +12,58 @@ from pydantic import BaseModel, ConfigDict
 from jobstore.engines.signal import Signal
 from jobstore.sql import Dialect, MakeOperation
 
+logger = logging.getLogger(__name__)
+
 T = TypeVar("T")
 
 Abandoned = Callable[[Any], None]
 """Called when the caller was cancelled: with the value if the operation was carried out all the same, else None."""
+
+
+class Request:
+    """One caller's operation that may write, on its way through a batch.
+
+    The engine sets `value` or `error` while it drives the batch; they count once the batch is durable.
+
+    Args:
+        make_operation: Makes a fresh operation; called again if a batch has to be driven again.
+        args: Passed to it after the present time.
+        size: About how many bytes wait with it, for the back-pressure limit.
+        finishing: It ends or renews claims: not held back, and ahead of other work.
+        wakes: Its commit may make something claimable.
+        abandoned: What to do if the caller is cancelled meanwhile, once it is known how the operation ended.
+    """
+
+    __slots__ = ("abandoned", "args", "error", "finishing", "future", "make_operation", "size", "value", "wakes")
+
+    def __init__(
+        self,
+        make_operation: MakeOperation[..., Any],
+        args: tuple[Any, ...],
+        *,
+        size: int = 0,
+        finishing: bool = False,
+        wakes: bool = False,
+        abandoned: Abandoned | None = None,
+    ) -> None:
+        self.make_operation = make_operation
+        self.args = args
+        self.size = size
+        self.finishing = finishing
+        self.wakes = wakes
+        self.abandoned = abandoned
+        self.future: asyncio.Future[Any] | None = None
+        self.value: Any = None
+        self.error: BaseException | None = None
+
+    def abandon(self, value: Any) -> None:  # noqa: ANN401 - the operation's value
+        """Tell that the caller was cancelled, with the value if the operation was carried out all the same."""
+        if self.abandoned is None:
+            return
+        try:
+            self.abandoned(value)
+        except Exception:  # the others of the batch are still to be answered
+            logger.exception("clearing up after a cancelled caller failed")
 
 
 class WriterStats(BaseModel):
@@ -90,34 +140,11 @@ class Engine(Protocol):
     async def close(self) -> None:
         """Finish what was accepted, then release everything. Closing twice is fine."""
 
-    async def write(
-        self,
-        make_operation: MakeOperation[..., T],
-        *args: Any,  # noqa: ANN401 - the operation's own
-        size: int = 0,
-        finishing: bool = False,
-        wakes: bool = False,
-        abandoned: Abandoned | None = None,
-    ) -> T:
-        """Run an operation that may write, atomically, and return its value once it is durable.
+    async def write(self, request: Request) -> Any:  # noqa: ANN401 - the operation's value
+        """Run an operation that may write, atomically, and return its value once it is durable."""
 
-        Args:
-            make_operation: Makes a fresh operation; called again if a batch has to be driven again.
-            *args: Passed to it after the present time.
-            size: About how many bytes wait with it, for the back-pressure limit.
-            finishing: It ends or renews claims: not held back, and ahead of other work.
-            wakes: Its commit may make something claimable.
-            abandoned: What to do if the caller is cancelled meanwhile, once it is known how the operation ended.
-        """
-
-    def write_soon(
-        self,
-        make_operation: MakeOperation[..., Any],
-        *args: Any,  # noqa: ANN401 - the operation's own
-        wakes: bool = False,
-        abandoned: Abandoned | None = None,
-    ) -> None:
-        """Queue a finishing operation that nobody waits for; `close` waits for it, `abandoned` is told of it."""
+    def write_soon(self, request: Request) -> None:
+        """Queue a finishing operation that nobody waits for; `close` waits for it."""
 
     async def write_aside(self, make_operation: MakeOperation[..., T], *args: Any) -> T:  # noqa: ANN401
         """Run an operation past the queue, from any thread's event loop."""

@@ -13,9 +13,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Generic, Protocol, TypeVar
 
-from jobstore.engines.base import Abandoned, WriterStats
+from jobstore.engines.base import Request, WriterStats
 from jobstore.errors import DiskFailed, DiskFull, StoreClosed
-from jobstore.sql import MakeOperation
 
 logger = logging.getLogger(__name__)
 
@@ -24,45 +23,6 @@ MAX_WAITING_BYTES = 64 * 2**20
 MAX_BATCH_OPERATIONS = 512
 MAX_BATCH_BYTES = 8 * 2**20
 """A batch is what other processes wait for: bounded here in operations and bytes, by the engine in time."""
-
-
-class Request:
-    """One caller's operation on its way through a batch.
-
-    The engine sets `value` or `error` while it drives the batch; they count once the batch is durable.
-    """
-
-    __slots__ = ("abandoned", "args", "error", "finishing", "future", "make_operation", "size", "value", "wakes")
-
-    def __init__(
-        self,
-        make_operation: MakeOperation[..., Any],
-        args: tuple[Any, ...],
-        *,
-        size: int = 0,
-        finishing: bool = False,
-        wakes: bool = False,
-        abandoned: Abandoned | None = None,
-        future: asyncio.Future[Any] | None = None,
-    ) -> None:
-        self.make_operation = make_operation
-        self.args = args
-        self.size = size
-        self.finishing = finishing
-        self.wakes = wakes
-        self.abandoned = abandoned
-        self.future = future
-        self.value: Any = None
-        self.error: BaseException | None = None
-
-    def abandon(self, value: Any) -> None:  # noqa: ANN401 - the operation's value
-        """Tell that the caller was cancelled, with the value if the operation was carried out all the same."""
-        if self.abandoned is None:
-            return
-        try:
-            self.abandoned(value)
-        except Exception:  # the others of the batch are still to be answered
-            logger.exception("clearing up after a cancelled caller failed")
 
 
 class Committed(Protocol):

@@ -19,8 +19,8 @@ from filelock import FileLock, Timeout
 
 from jobstore.clock import Clock
 from jobstore.engines import sqlite_driver as driver
-from jobstore.engines.base import Abandoned, StoreStats, WakeStats
-from jobstore.engines.group_commit import GroupCommit, Request
+from jobstore.engines.base import Request, StoreStats, WakeStats
+from jobstore.engines.group_commit import GroupCommit
 from jobstore.engines.signal import Signal
 from jobstore.engines.sqlite_pool import ReaderPool
 from jobstore.engines.sqlite_thread import ThreadConnection
@@ -98,29 +98,13 @@ class SQLiteEngine:
         await self._readers.close()
         await self._writer.disconnect()
 
-    def write(
-        self,
-        make_operation: MakeOperation[..., T],
-        *args: Any,  # noqa: ANN401 - the operation's own
-        size: int = 0,
-        finishing: bool = False,
-        wakes: bool = False,
-        abandoned: Abandoned | None = None,
-    ) -> Coroutine[Any, Any, T]:
+    def write(self, request: Request) -> Coroutine[Any, Any, Any]:
         """Run an operation that may write, as `Engine.write` tells."""
-        return self._queue.submit(
-            Request(make_operation, args, size=size, finishing=finishing, wakes=wakes, abandoned=abandoned)
-        )
+        return self._queue.submit(request)
 
-    def write_soon(
-        self,
-        make_operation: MakeOperation[..., Any],
-        *args: Any,  # noqa: ANN401 - the operation's own
-        wakes: bool = False,
-        abandoned: Abandoned | None = None,
-    ) -> None:
+    def write_soon(self, request: Request) -> None:
         """Queue a finishing operation that nobody waits for, as `Engine.write_soon` tells."""
-        self._queue.submit_nowait(Request(make_operation, args, finishing=True, wakes=wakes, abandoned=abandoned))
+        self._queue.submit_nowait(request)
 
     async def write_aside(self, make_operation: MakeOperation[..., T], *args: Any) -> T:  # noqa: ANN401
         """Run an operation past the queue, from any thread's event loop, between two batches."""

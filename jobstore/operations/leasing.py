@@ -11,7 +11,7 @@ from jobstore.models import Claim, Heartbeat, Job, NewJob, Text
 from jobstore.operations import jobs
 from jobstore.operations.attempts import HELD
 from jobstore.operations.jobs import COLUMNS, MAX_ROWS, NEXT_DUE, insert, new_row
-from jobstore.sql import Operation, Row, Value, dialect, execute, execute_many, fetch_all, fetch_one, placeholders
+from jobstore.sql import Operation, Row, Value, dialect, execute, execute_many, fetch_all, fetch_one, numbered
 
 MAX_DUE = MAX_ROWS // 4
 """How many leases a claim rescues and how many scheduled jobs it promotes, so that it stays short."""
@@ -49,12 +49,15 @@ def claim(
         task_types: Only these; None is any.
         api_types: Only these; None is any.
     """
-    more_due = yield from _settle_due(now)
     facts = yield from dialect()
-    sql = _claim_sql(len(task_types or ()), len(api_types or ()), "=" if limit == 1 else "IN", facts.lock_rows)
-    _, tasks = placeholders("task", task_types or ())
-    _, apis = placeholders("api", api_types or ())
-    rows = yield from fetch_all(sql, now=now, limit=limit, **tasks, **apis)
+    shape = len(task_types or ()), len(api_types or ()), "=" if limit == 1 else "IN", facts.lock_rows
+    lanes = {**numbered("task", task_types or ()), **numbered("api", api_types or ())}
+    more_due = False
+    rows = yield from fetch_all(_claim_sql(*shape, unless_due=True), now=now, limit=limit, **lanes)
+    if not rows:
+        was_due, more_due = yield from _settle_due(now)
+        if was_due:
+            rows = yield from fetch_all(_claim_sql(*shape, unless_due=False), now=now, limit=limit, **lanes)
     rows.sort(key=_claim_order)  # RETURNING has no order
     expires = now + lease
     yield from _begin_attempts(now, rows, worker_id, expires)
@@ -150,9 +153,9 @@ def heartbeat(now: int, claims: Sequence[tuple[str, int]], lease: int) -> Operat
     alive: dict[tuple[str, int], bool] = {}
     for start in range(0, len(claims), MAX_ROWS):
         part = claims[start : start + MAX_ROWS]
-        _, ids = placeholders("id", [job_id for job_id, _ in part])
-        _, attempts = placeholders("n", [attempt for _, attempt in part])
-        rows = yield from fetch_all(_heartbeat_sql(len(part)), expires=now + lease, **ids, **attempts)
+        ids, attempts = zip(*part, strict=True)
+        keys = {**numbered("id", ids), **numbered("n", attempts)}
+        rows = yield from fetch_all(_heartbeat_sql(len(part)), expires=now + lease, **keys)
         alive.update({(row["job_id"], row["attempt"]): bool(row["cancel_requested"]) for row in rows})
     return [
         Heartbeat(
@@ -165,15 +168,15 @@ def heartbeat(now: int, claims: Sequence[tuple[str, int]], lease: int) -> Operat
     ]
 
 
-def _settle_due(now: int) -> Operation[bool]:
-    """Rescue and promote what fell due, if anything; return whether there may be more."""
+def _settle_due(now: int) -> Operation[tuple[bool, bool]]:
+    """Rescue and promote what fell due; return whether anything had, and whether there may be more."""
     due = yield from fetch_one(NEXT_DUE)
-    more = False
+    settled = []
     if due and due["lease"] is not None and due["lease"] <= now:
-        more = (yield from rescue(now)) == MAX_DUE
+        settled.append((yield from rescue(now)))
     if due and due["run_at"] is not None and due["run_at"] <= now:
-        more |= (yield from promote(now)) == MAX_DUE
-    return more
+        settled.append((yield from promote(now)))
+    return bool(settled), MAX_DUE in settled
 
 
 def _claim_order(row: Row) -> tuple[int, int, str]:
@@ -187,9 +190,19 @@ def _begin_attempts(now: int, rows: Sequence[Row], worker_id: str, expires: int)
         yield from execute_many(_INSERT_ATTEMPT, attempts)
 
 
+_NOTHING_DUE = """
+    NOT EXISTS (SELECT 1 FROM job_attempts WHERE finished_at IS NULL AND lease_expires_at <= :now)
+    AND NOT EXISTS (SELECT 1 FROM background_jobs WHERE status = 'scheduled' AND run_at <= :now) AND
+"""
+
+
 @lru_cache(maxsize=256)
-def _claim_sql(task_types: int, api_types: int, one_or_many: Literal["=", "IN"], lock_rows: str) -> str:
+def _claim_sql(
+    task_types: int, api_types: int, one_or_many: Literal["=", "IN"], lock_rows: str, *, unless_due: bool
+) -> str:
     """Return the text of a claim: the first `:limit` of each lane's own end of the index, merged.
+
+    `unless_due` lets it claim nothing while anything is to be rescued or promoted first: cheaper than to ask before.
 
     So its cost depends neither on the backlog nor on what other lanes hold. `=` serves for one job, without the
     temporary tables that `IN` makes (24 µs against 32, measured).
@@ -200,11 +213,12 @@ def _claim_sql(task_types: int, api_types: int, one_or_many: Literal["=", "IN"],
         if count
     ]
     lanes = f"WHERE {' AND '.join(conditions)}" if conditions else ""
+    guard = _NOTHING_DUE if unless_due else ""
     return f"""
         UPDATE background_jobs SET
             status = 'running', attempt = attempt + 1, attempts_used = attempts_used + 1,
             started_at = :now, updated_at = :now, status_message = NULL
-        WHERE status = 'idle' AND id {one_or_many} (
+        WHERE {guard} status = 'idle' AND id {one_or_many} (
             SELECT job.id FROM lanes AS lane CROSS JOIN background_jobs AS job ON job.id {one_or_many} (
                 SELECT candidate.id FROM background_jobs AS candidate
                 WHERE candidate.status = 'idle' AND candidate.task_type = lane.task_type

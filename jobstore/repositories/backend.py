@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable, Coroutine
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 from uuid_utils import uuid7
 
 from jobstore.aio import finish, in_thread
-from jobstore.engines.base import Abandoned, Engine, StoreStats
+from jobstore.engines.base import Abandoned, Engine, Request, StoreStats
 from jobstore.engines.signal import Signal
 from jobstore.errors import DiskFailed, DiskFull, OutputError, StoreClosed
 from jobstore.leases import LeaseKeeper
@@ -106,11 +107,21 @@ class Backend:
         wakes: bool = False,
         abandoned: Abandoned | None = None,
     ) -> Coroutine[Any, Any, T]:
-        """Run an operation that may write, as `Engine.write` tells."""
+        """Run an operation that may write, atomically, and return its value once it is durable; see `Request`."""
         self.check_usable()
         return self.engine.write(
-            make_operation, *args, size=size, finishing=finishing, wakes=wakes, abandoned=abandoned
+            Request(make_operation, args, size=size, finishing=finishing, wakes=wakes, abandoned=abandoned)
         )
+
+    def write_soon(
+        self,
+        make_operation: MakeOperation[..., Any],
+        *args: Any,  # noqa: ANN401 - the operation's own
+        wakes: bool = False,
+        abandoned: Abandoned | None = None,
+    ) -> None:
+        """Queue a finishing operation that nobody waits for; `close` waits for it."""
+        self.engine.write_soon(Request(make_operation, args, finishing=True, wakes=wakes, abandoned=abandoned))
 
     def read(self, make_operation: MakeOperation[..., T], *args: Any) -> Coroutine[Any, Any, T]:  # noqa: ANN401
         """Run an operation that only reads."""
@@ -158,13 +169,13 @@ class Backend:
             DiskFull: There is no room for its file.
             OutputError: Its file cannot be written.
         """
-        self.check_usable()
         data = encode_text(field, text)
         if len(data) <= self.inline_limit:
             return Text(text, size=len(data))
+        self.check_usable()
         return await self._in_thread_or_undo(lambda: self.outputs.write(kind, job_id, data), self._discard_text)
 
-    async def write_text(
+    def write_text(
         self,
         text: Text,
         column: str,
@@ -172,7 +183,7 @@ class Backend:
         *args: Any,  # noqa: ANN401 - the operation's own
         finishing: bool = False,
         wakes: bool = False,
-    ) -> T:
+    ) -> Coroutine[Any, Any, T]:
         """Run the operation that records a text, and remove the text's file if the row did not take it.
 
         Args:
@@ -183,15 +194,18 @@ class Backend:
             finishing: As for `write`.
             wakes: As for `write`.
         """
-
-        def settle(value: T | None) -> None:
-            if value is None or getattr(value, column) != text.file_path:
-                self.discard([text.file_path or ""])
-
         if text.inline is not None:
-            return await self.write(make_operation, *args, size=len(text.inline), finishing=finishing, wakes=wakes)
+            return self.write(make_operation, *args, size=len(text.inline), finishing=finishing, wakes=wakes)
+        write = partial(self.write, make_operation, *args, finishing=finishing, wakes=wakes)
+        return self._write_spilled(text.file_path, column, write)
+
+    async def _write_spilled(self, path: str | None, column: str, write: Callable[..., Coroutine[Any, Any, T]]) -> T:
+        def settle(value: T | None) -> None:
+            if value is None or getattr(value, column) != path:
+                self.discard([path or ""])
+
         try:
-            value = await self.write(make_operation, *args, finishing=finishing, wakes=wakes, abandoned=settle)
+            value = await write(abandoned=settle)
         except BaseException as error:
             if not is_unsettled(error):
                 settle(None)

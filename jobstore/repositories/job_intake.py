@@ -187,7 +187,7 @@ class JobIntake(JobWork):
 
         def abandoned(claim: Claim | None) -> None:
             if claim is not None:
-                self._backend.engine.write_soon(attempts.cancel_claimed, claim, "the caller was cancelled")
+                self._backend.write_soon(attempts.cancel_claimed, claim, "the caller was cancelled")
             elif text.file_path is not None:
                 self._backend.discard([text.file_path])
 

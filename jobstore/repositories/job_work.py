@@ -200,7 +200,7 @@ class JobWork:
             if path is None:  # no row names it
                 self._backend.discard([file.path])
             else:  # the caller was cancelled after that: let it open another
-                self._backend.engine.write_soon(attempts.take_back_output, claim, path, abandoned=remove)
+                self._backend.write_soon(attempts.take_back_output, claim, path, abandoned=remove)
 
         try:
             await self._backend.write(attempts.open_output, claim, text, finishing=True, abandoned=undo)
@@ -377,7 +377,7 @@ class JobWork:
 
     def _release_soon(self, claims: Sequence[Claim]) -> None:
         if claims:
-            self._backend.engine.write_soon(attempts.release_many, list(claims), wakes=True)
+            self._backend.write_soon(attempts.release_many, list(claims), wakes=True)
 
     def _release_claimed(self, claimed: leasing.Claimed | None) -> None:
         if claimed is not None:
@@ -391,7 +391,7 @@ class JobWork:
                 if claim.job.prompt_file_path is None:
                     loaded.append(claim)
                 elif (prompt := await self._prompt_or_failure(claim)) is not None:
-                    loaded.append(claim.model_copy(update={"job": claim.job.with_changes({"prompt": prompt})}))
+                    loaded.append(claim.model_copy(update={"job": claim.job.with_prompt(prompt)}))
         except BaseException:
             self._release_soon(claims)  # what has ended meanwhile is passed over
             raise
