@@ -20,6 +20,7 @@ from jobstore.engines.sqlite import SQLiteEngine
 from jobstore.errors import InvalidArgument, MigrationRequired, StoreClosed
 from jobstore.migrate import Migrator, check_applied, load_steps, pending_steps
 from jobstore.operations import jobs, migrations
+from jobstore.repositories.arguments import check_range
 from jobstore.repositories.backend import Backend
 from jobstore.repositories.jobs import JobRepository
 from jobstore.repositories.migrations import MigrationRepository
@@ -31,6 +32,10 @@ T = TypeVar("T")
 P = ParamSpec("P")
 
 URL_VARIABLE = "JOBSTORE_URL"
+MAX_POOL_SIZE = 1000
+"""Each is a thread and some file handles."""
+MAX_INLINE_LIMIT = 100_000_000
+"""Bytes. SQLite takes no row above a thousand million, and rewrites each row whole."""
 
 
 class JobStore:
@@ -69,10 +74,8 @@ class JobStore:
         self.path = database_path(url)
         if durability not in {"full", "normal"}:
             raise InvalidArgument("durability", 'must be "full" or "normal"')
-        if pool_size < 1:
-            raise InvalidArgument("pool_size", "must be 1 or more")
-        if inline_limit < 0:
-            raise InvalidArgument("inline_limit", "must be a number of bytes, 0 or more")
+        check_range("pool_size", pool_size, 1, MAX_POOL_SIZE, InvalidArgument)
+        check_range("inline_limit", inline_limit, 0, MAX_INLINE_LIMIT, InvalidArgument)
         self._migrate = migrate
         self._outputs = Path(outputs or f"{self.path}.outputs").absolute()
         self._pool_size = pool_size
@@ -205,11 +208,16 @@ class JobStore:
 
         Raises:
             StatementFailed: The database refused it. Nothing was written.
-            InvalidArgument: It would end the transaction that it shares, such as COMMIT.
+            InvalidArgument: It would end the transaction that it shares, such as COMMIT, or the parameters have no
+                names.
 
         Example:
             >>> await store.execute("SELECT id FROM background_jobs WHERE priority > :least", {"least": 5})
         """
+        if not isinstance(sql, str):
+            raise InvalidArgument("sql", f"must be a str, not {type(sql).__name__}")
+        if params is not None and not isinstance(params, Mapping):
+            raise InvalidArgument("params", "must be a mapping: write :name in the text and give {'name': value}")
         parameters = dict(params or {})
 
         def statement(_now: int) -> Operation[list[Row]]:
@@ -274,7 +282,11 @@ def database_path(url: str | os.PathLike[str] | None) -> Path:
         url = os.environ.get(URL_VARIABLE)
         if not url:
             raise InvalidArgument("url", f"name the database file, or set {URL_VARIABLE}")
+    if not isinstance(url, str | os.PathLike):
+        raise InvalidArgument("url", f"must be a path or a URL, not {type(url).__name__}")
     text = os.fspath(url)
+    if not isinstance(text, str):
+        raise InvalidArgument("url", "must be a str, not bytes")
     if "://" in text:
         text = _path_of_url(text)
     if not text or text == ":memory:" or "\0" in text:
@@ -288,6 +300,8 @@ def _path_of_url(url: str) -> str:
         raise InvalidArgument("url", f"{parts.scheme}:// is not supported: use a path or sqlite:///abs/path.db")
     if parts.netloc:
         raise InvalidArgument("url", "write three slashes before an absolute path: sqlite:///abs/path.db")
+    if parts.query or parts.fragment:
+        raise InvalidArgument("url", "takes no ?options and no #fragment: write %3F and %23 for these in a file's name")
     return unquote(parts.path).replace("//", "/", 1)
 
 

@@ -11,7 +11,7 @@ from pydantic import JsonValue
 
 from jobstore.clock import seconds, to_milliseconds
 from jobstore.errors import InvalidArgument, InvalidJob
-from jobstore.models import Claim, NewJob, Usage, check_identifier, encode_json
+from jobstore.models import Claim, NewJob, Usage, check_identifier, encode_json, encode_text
 
 T = TypeVar("T")
 
@@ -26,6 +26,14 @@ def milliseconds(field: str, moment: object) -> int | None:
     if not isinstance(moment, datetime) or moment.utcoffset() is None:
         raise InvalidArgument(field, "must be an aware datetime: give it a time zone")
     return to_milliseconds(moment)
+
+
+def identifier(field: str, value: object) -> str:
+    """Return the id of something. The thing itself is refused: pass its `id`."""
+    if not isinstance(value, str):
+        raise InvalidArgument(field, f"must be an id, which is a str, not {type(value).__name__}")
+    encode_text(field, value, InvalidArgument)
+    return value
 
 
 def names(field: str, values: Sequence[str] | None) -> list[str] | None:
@@ -50,10 +58,12 @@ def check_iterable(field: str, values: object) -> None:
         raise InvalidJob(field, f"must be several values, not one {type(values).__name__}")
 
 
-def check_range(field: str, value: object, lowest: int, highest: int) -> None:
+def check_range(
+    field: str, value: object, lowest: int, highest: int, refusal: type[InvalidArgument] = InvalidJob
+) -> None:
     """Check a whole number."""
     if not isinstance(value, int) or isinstance(value, bool) or not lowest <= value <= highest:
-        raise InvalidJob(field, f"must be a whole number from {lowest} to {highest:,}")
+        raise refusal(field, f"must be a whole number from {lowest:,} to {highest:,}")
 
 
 def positive(field: str, duration: object) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 from jobstore.errors import InvalidArgument
 from jobstore.models import Job
 from jobstore.operations import jobs, leasing
-from jobstore.repositories.arguments import check_iterable, not_negative
+from jobstore.repositories.arguments import check_iterable, identifier, not_negative
 from jobstore.repositories.backend import Backend
 
 
@@ -25,7 +25,7 @@ class JobControl:
             JobNotFound: There is no such job.
             InvalidTransition: It has ended already.
         """
-        return await self._backend.write(leasing.cancel, job_id, wakes=True)
+        return await self._backend.write(leasing.cancel, identifier("job_id", job_id), wakes=True)
 
     async def cancel_session(self, session_id: str) -> int:
         """Cancel all unfinished jobs of a session; return how many that were.
@@ -33,7 +33,7 @@ class JobControl:
         Raises:
             SessionNotFound: There is no such session.
         """
-        total = 0
+        total, session_id = 0, identifier("session_id", session_id)
         while canceled := await self._backend.write(jobs.cancel_session, session_id):
             total += canceled
         return total
@@ -47,7 +47,7 @@ class JobControl:
             JobNotFound: There is no such job.
             InvalidTransition: It has not ended.
         """
-        return await self._backend.write(leasing.retry, job_id, wakes=True)
+        return await self._backend.write(leasing.retry, identifier("job_id", job_id), wakes=True)
 
     async def clear(self, job_ids: Iterable[str] | None = None, *, older_than: float | None = None) -> int:
         """Hide jobs from lists: those named, or those that ended at least `older_than` seconds ago.
@@ -75,7 +75,7 @@ class JobControl:
         check_iterable("job_ids", job_ids)
         total, remaining = 0, iter(job_ids)
         while part := list(itertools.islice(remaining, jobs.MAX_ROWS)):
-            total += await self._backend.write(jobs.clear, part)
+            total += await self._backend.write(jobs.clear, [identifier("job_ids", one) for one in part])
         return total
 
     async def prune(self, *, older_than: float) -> int:

@@ -12,7 +12,7 @@ from jobstore.lifecycle import JobStatus
 from jobstore.models import Attempt, Job, JobStats, Page
 from jobstore.operations import attempts, jobs, leasing, listing
 from jobstore.repositories import texts
-from jobstore.repositories.arguments import check_range, milliseconds
+from jobstore.repositories.arguments import check_range, identifier, milliseconds
 from jobstore.repositories.backend import Backend
 from jobstore.sql import Operation, fetch_one
 
@@ -31,7 +31,7 @@ class JobQueries:
         Raises:
             JobNotFound: There is no such job.
         """
-        return await self._backend.read(jobs.get, job_id)
+        return await self._backend.read(jobs.get, identifier("job_id", job_id))
 
     async def list(
         self,
@@ -96,7 +96,7 @@ class JobQueries:
 
     async def attempts(self, job_id: str) -> builtins.list[Attempt]:
         """Return a job's attempts, the first first; none for an unknown job."""
-        return await self._backend.read(attempts.attempts, job_id)
+        return await self._backend.read(attempts.attempts, identifier("job_id", job_id))
 
     async def read_prompt(self, job_id: str) -> str:
         """Return the whole prompt of a job.
@@ -105,7 +105,7 @@ class JobQueries:
             JobNotFound: There is no such job.
             OutputError: Its file is missing, damaged, or lies outside the outputs folder.
         """
-        return await texts.read_prompt(self._backend, job_id)
+        return await texts.read_prompt(self._backend, identifier("job_id", job_id))
 
     async def read_response(self, job_id: str) -> str | None:
         """Return the whole response of a job; of an unfinished or failed one, its latest partial response.
@@ -117,7 +117,7 @@ class JobQueries:
             JobNotFound: There is no such job.
             OutputError: Its file is missing, damaged, or lies outside the outputs folder.
         """
-        return await texts.read_response(self._backend, job_id)
+        return await texts.read_response(self._backend, identifier("job_id", job_id))
 
     def open_response(self, job_id: str) -> AsyncIterator[str]:
         """Yield what `read_response` returns, in parts, holding only one of them in memory.
@@ -130,7 +130,7 @@ class JobQueries:
             >>> async for text in store.jobs.open_response(job.id):
             ...     print(text, end="")
         """
-        return texts.open_response(self._backend, job_id)
+        return texts.open_response(self._backend, identifier("job_id", job_id))
 
     def tail(self, job_id: str) -> AsyncIterator[str]:
         """Yield a response from its beginning on, while it is being written by any process.
@@ -147,7 +147,7 @@ class JobQueries:
             >>> async for text in store.jobs.tail(job.id):
             ...     print(text, end="", flush=True)
         """
-        return texts.tail(self._backend, job_id)
+        return texts.tail(self._backend, identifier("job_id", job_id))
 
     async def wait(self, job_id: str, timeout: float | None = None) -> Job:
         """Wait until a job has ended and return it.

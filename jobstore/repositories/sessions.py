@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 from jobstore.errors import InvalidArgument
 from jobstore.models import Session, dump_json, encode_text, first_problem
 from jobstore.operations import files, jobs, sessions
-from jobstore.repositories.arguments import check_iterable, path_text
+from jobstore.repositories.arguments import check_iterable, identifier, path_text
 from jobstore.repositories.backend import Backend, new_id
 from jobstore.repositories.job_control import delete_all
 from jobstore.sql import Value
@@ -75,7 +75,7 @@ class SessionRepository:
         Raises:
             SessionNotFound: There is no such session.
         """
-        return await self._backend.read(sessions.get, session_id)
+        return await self._backend.read(sessions.get, identifier("session_id", session_id))
 
     async def update(self, session_id: str, **changes: Any) -> Session:  # noqa: ANN401
         """Change fields of a session, those that `create` takes, and return it.
@@ -84,6 +84,7 @@ class SessionRepository:
             InvalidArgument: A field cannot be accepted; it names the field.
             SessionNotFound: There is no such session.
         """
+        session_id = identifier("session_id", session_id)
         return await self._backend.write(sessions.update, session_id, _columns(changes, new=False))
 
     async def delete(self, session_id: str) -> None:
@@ -92,6 +93,7 @@ class SessionRepository:
         Raises:
             SessionNotFound: There is no such session.
         """
+        session_id = identifier("session_id", session_id)
         await delete_all(self._backend, jobs.delete_of_session, session_id)
         await self._backend.write(sessions.delete, session_id)
 
@@ -109,11 +111,11 @@ class FileRepository:
 
     async def included(self, session_id: str) -> list[str]:
         """Return the selected paths in the order given; none for an unknown session."""
-        return await self._backend.read(files.paths, "included_files", session_id)
+        return await self._backend.read(files.paths, "included_files", identifier("session_id", session_id))
 
     async def excluded(self, session_id: str) -> list[str]:
         """Return the paths forced out in the order given; none for an unknown session."""
-        return await self._backend.read(files.paths, "excluded_files", session_id)
+        return await self._backend.read(files.paths, "excluded_files", identifier("session_id", session_id))
 
     async def set_included(self, session_id: str, paths: Iterable[str | Path]) -> None:
         """Select exactly these paths.
@@ -121,7 +123,7 @@ class FileRepository:
         Raises:
             SessionNotFound: There is no such session.
         """
-        await self._backend.write(files.replace, "included_files", session_id, _paths(paths))
+        await self._backend.write(files.replace, "included_files", identifier("session_id", session_id), _paths(paths))
 
     async def set_excluded(self, session_id: str, paths: Iterable[str | Path]) -> None:
         """Force exactly these paths out.
@@ -129,7 +131,7 @@ class FileRepository:
         Raises:
             SessionNotFound: There is no such session.
         """
-        await self._backend.write(files.replace, "excluded_files", session_id, _paths(paths))
+        await self._backend.write(files.replace, "excluded_files", identifier("session_id", session_id), _paths(paths))
 
     async def add_included(self, session_id: str, paths: Iterable[str | Path]) -> None:
         """Select these paths as well, behind those that are selected.
@@ -137,7 +139,7 @@ class FileRepository:
         Raises:
             SessionNotFound: There is no such session.
         """
-        await self._backend.write(files.add, "included_files", session_id, _paths(paths))
+        await self._backend.write(files.add, "included_files", identifier("session_id", session_id), _paths(paths))
 
     async def add_excluded(self, session_id: str, paths: Iterable[str | Path]) -> None:
         """Force these paths out as well.
@@ -145,15 +147,19 @@ class FileRepository:
         Raises:
             SessionNotFound: There is no such session.
         """
-        await self._backend.write(files.add, "excluded_files", session_id, _paths(paths))
+        await self._backend.write(files.add, "excluded_files", identifier("session_id", session_id), _paths(paths))
 
     async def remove_included(self, session_id: str, paths: Iterable[str | Path]) -> int:
         """Select these paths no more; return how many were selected."""
-        return await self._backend.write(files.remove, "included_files", session_id, _paths(paths))
+        return await self._backend.write(
+            files.remove, "included_files", identifier("session_id", session_id), _paths(paths)
+        )
 
     async def remove_excluded(self, session_id: str, paths: Iterable[str | Path]) -> int:
         """Force these paths out no more; return how many were."""
-        return await self._backend.write(files.remove, "excluded_files", session_id, _paths(paths))
+        return await self._backend.write(
+            files.remove, "excluded_files", identifier("session_id", session_id), _paths(paths)
+        )
 
 
 def _columns(fields: dict[str, Any], *, new: bool) -> dict[str, Value]:

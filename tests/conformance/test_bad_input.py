@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -328,3 +328,74 @@ async def test_a_project_is_a_path(store: JobStore, project: object) -> None:
         lambda: store.cached_state.all(project),
     ):
         await refused(store, call, "project_directory", InvalidArgument)
+
+
+@pytest.mark.parametrize("job_id", [None, 5, b"id", "\ud800"], ids=repr)
+async def test_a_job_is_named_by_its_id(store: JobStore, job_id: object) -> None:
+    async def all_of(chunks: AsyncIterator[str]) -> list[str]:
+        return [chunk async for chunk in chunks]
+
+    for call in (
+        lambda: store.jobs.get(job_id),
+        lambda: store.jobs.attempts(job_id),
+        lambda: store.jobs.read_prompt(job_id),
+        lambda: store.jobs.read_response(job_id),
+        lambda: all_of(store.jobs.open_response(job_id)),
+        lambda: all_of(store.jobs.tail(job_id)),
+        lambda: store.jobs.wait(job_id),
+        lambda: store.jobs.cancel(job_id),
+        lambda: store.jobs.retry(job_id),
+    ):
+        await refused(store, call, "job_id", InvalidArgument)
+    await refused(store, lambda: store.jobs.clear([job_id]), "job_ids", InvalidArgument)
+
+
+async def test_a_job_itself_is_no_id(store: JobStore) -> None:
+    job = await enqueue(store)
+    with pytest.raises(InvalidArgument, match="job_id: must be an id, which is a str, not Job"):
+        await store.jobs.get(job)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("session_id", [None, 5, "\ud800"], ids=repr)
+async def test_a_session_is_named_by_its_id(store: JobStore, session_id: object) -> None:
+    for call in (
+        lambda: store.sessions.get(session_id),
+        lambda: store.sessions.update(session_id, name="other"),
+        lambda: store.sessions.delete(session_id),
+        lambda: store.jobs.cancel_session(session_id),
+        lambda: store.files.included(session_id),
+        lambda: store.files.set_excluded(session_id, ["a.py"]),
+    ):
+        await refused(store, call, "session_id", InvalidArgument)
+
+
+@pytest.mark.parametrize("params", [(1,), [1], "one", 5], ids=repr)
+async def test_parameters_of_a_statement_have_names(store: JobStore, params: object) -> None:
+    await refused(store, lambda: store.execute("SELECT ?", params), "params", InvalidArgument)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("url", 5),
+        ("url", b"jobs.db"),
+        ("url", ""),
+        ("url", ":memory:"),
+        ("url", "mysql://host/jobs"),
+        ("url", "sqlite://jobs.db"),
+        ("url", "sqlite:///tmp/jobs.db?mode=ro"),
+        ("url", "sqlite:///tmp/jobs.db#part"),
+        ("pool_size", 0),
+        ("pool_size", "4"),
+        ("pool_size", 10**6),
+        ("inline_limit", -1),
+        ("inline_limit", 1.5),
+        ("inline_limit", 10**10),
+        ("durability", "none"),
+    ],
+    ids=repr,
+)
+def test_a_store_names_the_argument_that_it_refuses(field: str, value: object) -> None:
+    with pytest.raises(InvalidArgument) as refusal:
+        JobStore(**({"url": "jobs.db"} | {field: value}))  # type: ignore[arg-type]
+    assert refusal.value.field == field
