@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -10,6 +11,9 @@ from blockbuster import BlockBuster, blockbuster_ctx
 
 from jobstore import JobStore
 from jobstore.testing import FakeClock
+
+# A shell lets its background jobs ignore it, and child processes would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
