@@ -34,6 +34,10 @@ class Dialect(NamedTuple):
 
     lock_rows: str
     """The clause of a SELECT that locks its rows and passes over those that others have locked."""
+    lateral: bool
+    """Whether a subquery in FROM may refer to what stands before it."""
+    holds_nul: bool
+    """Whether a text column can hold NUL characters."""
 
 
 class Statement(NamedTuple):
@@ -52,6 +56,34 @@ MakeOperation: TypeAlias = Callable[Concatenate[int, P], Operation[T]]
 
 An engine takes one of these rather than an operation, because a batch that was rolled back is driven again.
 """
+
+
+Make = TypeVar("Make", bound=Callable[..., Generator[Statement, Any, Any]])
+
+
+def guarded(make_operation: Make) -> Make:
+    """Declare that an operation writes nothing that it computed from an earlier read of its own.
+
+    Its statements guard themselves in their WHERE clauses, so an engine may run those of several such operations
+    in turns, in one transaction. Any other operation has the database to itself, as far as it can tell.
+    """
+    return guarded_if(lambda *_args: True)(make_operation)
+
+
+def guarded_if(condition: Callable[..., bool]) -> Callable[[Make], Make]:
+    """Declare the same of those calls whose arguments, but for the time, meet a condition."""
+
+    def declare(make_operation: Make) -> Make:
+        make_operation.is_guarded = condition  # type: ignore[attr-defined]
+        return make_operation
+
+    return declare
+
+
+def is_guarded(make_operation: Callable[..., Any], args: tuple[Any, ...]) -> bool:
+    """Return what was declared of an operation with these arguments."""
+    condition = getattr(make_operation, "is_guarded", None)
+    return condition is not None and condition(*args)
 
 
 def fetch_one(sql: str, /, **parameters: Value) -> Operation[Row | None]:

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shlex
 import warnings
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, ParamSpec, Self, TypeVar
-from urllib.parse import unquote, urlsplit
 from weakref import WeakKeyDictionary
 
 from jobstore.aio import finish, in_thread
 from jobstore.clock import Clock, system_clock
+from jobstore.databases import find_database, migrate_command
 from jobstore.engines.base import StoreStats
-from jobstore.engines.sqlite import SQLiteEngine
 from jobstore.errors import InvalidArgument, MigrationRequired, StoreClosed
-from jobstore.migrate import Migrator, check_applied, load_steps, pending_steps
+from jobstore.migrate import Step, check_applied, pending_steps
 from jobstore.operations import jobs, migrations
 from jobstore.repositories.arguments import check_range
 from jobstore.repositories.backend import Backend
@@ -31,7 +29,6 @@ from jobstore.sql import MakeOperation, Operation, Row, Statement, Value
 T = TypeVar("T")
 P = ParamSpec("P")
 
-URL_VARIABLE = "JOBSTORE_URL"
 MAX_POOL_SIZE = 1000
 """Each is a thread and some file handles."""
 MAX_INLINE_LIMIT = 100_000_000
@@ -42,10 +39,11 @@ class JobStore:
     """A durable store of jobs. Use it as an async context manager, in one event loop.
 
     Args:
-        url: The path of the database file, or `sqlite:///abs/path.db`; None reads `JOBSTORE_URL`.
+        url: The path of the database file, `sqlite:///abs/path.db` or `postgresql://user@host/database`; None reads
+            `JOBSTORE_URL`.
         migrate: Bring the schema up to date when opening. Meant for scripts and tests: in production,
             migrations are run by hand.
-        outputs: The folder of large texts; by default `<database file>.outputs`.
+        outputs: The folder of large texts; by default `<database file>.outputs`. On PostgreSQL there is none.
         pool_size: How many connections read at the same time.
         inline_limit: Bytes up to which a text stays in its row; larger ones go to files.
         durability: "full": what an awaited call has written survives a power cut. "normal": it survives any
@@ -71,13 +69,18 @@ class JobStore:
         durability: Literal["full", "normal"] = "full",
         clock: Clock = system_clock,
     ) -> None:
-        self.path = database_path(url)
+        self._database = find_database(url)
+        self.path = self._database.path
+        """The database's file, if it is one."""
+        self.name = self._database.name
+        """What the database is called in messages: without a password."""
         if durability not in {"full", "normal"}:
             raise InvalidArgument("durability", 'must be "full" or "normal"')
         check_range("pool_size", pool_size, 1, MAX_POOL_SIZE, InvalidArgument)
         check_range("inline_limit", inline_limit, 0, MAX_INLINE_LIMIT, InvalidArgument)
         self._migrate = migrate
-        self._outputs = Path(outputs or f"{self.path}.outputs").absolute()
+        folder = outputs or self._database.outputs
+        self._outputs = None if folder is None else Path(folder).absolute()
         self._pool_size = pool_size
         self._inline_limit = inline_limit
         self._durability: Literal["full", "normal"] = durability
@@ -87,7 +90,7 @@ class JobStore:
 
     def __repr__(self) -> str:
         """Name the database and whether it is open."""
-        return f"<JobStore {self.path} {'closed' if self._open is None else 'open'}>"
+        return f"<JobStore {self.name} {'closed' if self._open is None else 'open'}>"
 
     async def __aenter__(self) -> Self:
         """Open the store."""
@@ -119,12 +122,13 @@ class JobStore:
             if self._open is not None:
                 self._open.backend.check_usable()
                 return self
+            steps = await in_thread(self._database.load)
             if self._migrate:
-                await in_thread(lambda: Migrator(self.path, clock=self._clock).run())
-            engine = SQLiteEngine(self.path, self._clock, self._pool_size, self._durability)
+                await in_thread(lambda: self._database.migrator(self._clock).run())
+            engine = self._database.engine(self._clock, self._pool_size, self._durability)
             backend = Backend(engine, self._outputs, self._inline_limit)
-            await backend.open(self._check_schema)
-            self._open = _Open(backend)
+            await backend.open(lambda now: self._check_schema(now, steps))
+            self._open = _Open(backend, steps)
             return self
 
     async def close(self) -> None:
@@ -248,61 +252,26 @@ class JobStore:
             raise StoreClosed("the store is not open: use it inside `async with JobStore(…) as store:`")
         return self._open
 
-    def _check_schema(self, now: int) -> Operation[None]:
+    def _check_schema(self, now: int, steps: Sequence[Step]) -> Operation[None]:
         """Refuse a database whose schema is not the one that the operations were written for."""
         applied = yield from migrations.applied(now)
-        steps = load_steps()
         check_applied(steps, applied)
         pending = pending_steps(steps, applied)
         if pending:
-            command = f"python -m jobstore.migrate --db {shlex.quote(str(self.path))}"
-            raise MigrationRequired(tuple(step.name for step in pending), command)
+            raise MigrationRequired(tuple(step.name for step in pending), migrate_command(self._database))
 
 
 class _Open:
     """An open store's backend and the repositories bound to it."""
 
-    def __init__(self, backend: Backend) -> None:
+    def __init__(self, backend: Backend, steps: Sequence[Step]) -> None:
         self.backend = backend
         self.jobs = JobRepository(backend)
         self.sessions = SessionRepository(backend)
         self.files = FileRepository(backend)
         self.cached_state = CachedStateRepository(backend)
         self.kv = KeyValueRepository(backend)
-        self.migrations = MigrationRepository(backend)
-
-
-def database_path(url: str | os.PathLike[str] | None) -> Path:
-    """Return the absolute path of the database that a URL or a path names; None reads `JOBSTORE_URL`.
-
-    Raises:
-        InvalidArgument: It names no file, or a database that this version does not know.
-    """
-    if url is None:
-        url = os.environ.get(URL_VARIABLE)
-        if not url:
-            raise InvalidArgument("url", f"name the database file, or set {URL_VARIABLE}")
-    if not isinstance(url, str | os.PathLike):
-        raise InvalidArgument("url", f"must be a path or a URL, not {type(url).__name__}")
-    text = os.fspath(url)
-    if not isinstance(text, str):
-        raise InvalidArgument("url", "must be a str, not bytes")
-    if "://" in text:
-        text = _path_of_url(text)
-    if not text or text == ":memory:" or "\0" in text:
-        raise InvalidArgument("url", "name a file: nothing that lives in memory alone is durable")
-    return Path(text).absolute()
-
-
-def _path_of_url(url: str) -> str:
-    parts = urlsplit(url)
-    if parts.scheme != "sqlite":
-        raise InvalidArgument("url", f"{parts.scheme}:// is not supported: use a path or sqlite:///abs/path.db")
-    if parts.netloc:
-        raise InvalidArgument("url", "write three slashes before an absolute path: sqlite:///abs/path.db")
-    if parts.query or parts.fragment:
-        raise InvalidArgument("url", "takes no ?options and no #fragment: write %3F and %23 for these in a file's name")
-    return unquote(parts.path).replace("//", "/", 1)
+        self.migrations = MigrationRepository(backend, steps)
 
 
 def _size(values: tuple[Any, ...]) -> int:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from jobstore.cli.options import AsJson, Db
 from jobstore.cli.screen import local, note, say, write_json, write_table
-from jobstore.migrate import Migrator, Status
-from jobstore.store import database_path
+from jobstore.databases import AnyMigrator, find_database
+from jobstore.migrate import Status
 
 
 def migrate(
@@ -27,45 +26,45 @@ def migrate(
     """
     if status and dry_run:
         raise typer.BadParameter("give one of them", param_hint="'--status' / '--dry-run'")
-    path = database_path(db)
-    migrator = Migrator(path)
+    database = find_database(db)
+    name, migrator = database.name, database.migrator()
     if status:
-        _list_steps(path, migrator.status(), as_json=as_json)
+        _list_steps(name, migrator.status(), as_json=as_json)
     elif dry_run:
-        _foretell(path, migrator.status(), as_json=as_json)
+        _foretell(name, migrator.status(), as_json=as_json)
     else:
-        _apply(path, migrator, as_json=as_json)
+        _apply(name, migrator, as_json=as_json)
 
 
-def _list_steps(path: Path, status: Status, *, as_json: bool) -> None:
+def _list_steps(name: str, status: Status, *, as_json: bool) -> None:
     pending = [step.name for step in status.pending]
     if as_json:
-        write_json({"database": path, "applied": status.applied, "pending": pending})
+        write_json({"database": name, "applied": status.applied, "pending": pending})
         return
     applied = [[record.name, local(record.applied_at)] for record in status.applied]
     write_table(["step", "applied"], [*applied, *([name, "pending"] for name in pending)])
 
 
-def _foretell(path: Path, status: Status, *, as_json: bool) -> None:
+def _foretell(name: str, status: Status, *, as_json: bool) -> None:
     pending = [step.name for step in status.pending]
     backup = bool(pending) and status.holds_anything
     if as_json:
-        write_json({"database": path, "pending": pending, "backup": backup})
+        write_json({"database": name, "pending": pending, "backup": backup})
         return
     if backup:
-        say(f"would back up {path}")
-    for name in pending:
-        say(f"would apply {name}")
+        say(f"would back up {name}")
+    for step in pending:
+        say(f"would apply {step}")
     if not pending:
-        say(f"{path} is up to date")
+        say(f"{name} is up to date")
 
 
-def _apply(path: Path, migrator: Migrator, *, as_json: bool) -> None:
+def _apply(name: str, migrator: AnyMigrator, *, as_json: bool) -> None:
     progress = note if as_json else say
     result = migrator.run(
         lambda step: progress(f"applying {step.name}"), lambda backup: progress(f"backed up to {backup}")
     )
     if as_json:
-        write_json({"database": path, "applied": result.applied, "backup": result.backup})
+        write_json({"database": name, "applied": result.applied, "backup": result.backup})
         return
-    say(f"{path} is up to date")
+    say(f"{name} is up to date")

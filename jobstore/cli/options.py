@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from jobstore.store import URL_VARIABLE
+from jobstore.databases import URL_VARIABLE
 
 DEFAULT_DATABASE = "jobs.db"
 
@@ -60,7 +60,10 @@ def read_object(text: str) -> dict[str, Any]:
     return value
 
 
-_DB_HELP = f"The database: a path, or sqlite:///abs/path.db. Without it, {URL_VARIABLE}, or else ./{DEFAULT_DATABASE}."
+_DB_HELP = (
+    "The database: a path, sqlite:///abs/path.db or postgresql://user@host/name. "
+    f"Without it, {URL_VARIABLE}, or else ./{DEFAULT_DATABASE}."
+)
 
 GroupDb = Annotated[str | None, typer.Option("--db", metavar="URL", show_default=False, help=_DB_HELP)]
 """As it was given, before the command's name or behind it."""

@@ -84,7 +84,7 @@ def work(
             if not isinstance(worker, Worker):
                 raise typer.BadParameter(f"{target} returned {type(worker).__name__}, not a Worker", param_hint=HINT)
             worker.concurrency = concurrency or worker.concurrency
-            logger.info("worker %s works on %s", worker.id, store.path)
+            logger.info("worker %s works on %s", worker.id, store.name)
             await worker.run(drain=drain, grace=grace)
 
     asyncio.run(act())

@@ -10,7 +10,7 @@ from typing import Any, Protocol, TypeVar
 from pydantic import BaseModel, ConfigDict
 
 from jobstore.engines.signal import Signal
-from jobstore.sql import Dialect, MakeOperation
+from jobstore.sql import Dialect, MakeOperation, is_guarded
 
 logger = logging.getLogger(__name__)
 
@@ -23,7 +23,8 @@ Abandoned = Callable[[Any], None]
 class Request:
     """One caller's operation that may write, on its way through a batch.
 
-    The engine sets `value` or `error` while it drives the batch; they count once the batch is durable.
+    The engine sets `value` or `error` while it drives the batch; they count once the batch is durable. Or it sets
+    `deferred`, and settles the request by itself.
 
     Args:
         make_operation: Makes a fresh operation; called again if a batch has to be driven again.
@@ -34,7 +35,9 @@ class Request:
         abandoned: What to do if the caller is cancelled meanwhile, once it is known how the operation ended.
     """
 
-    __slots__ = ("abandoned", "args", "error", "finishing", "future", "make_operation", "size", "value", "wakes")
+    __slots__ = (
+        "abandoned", "args", "deferred", "error", "finishing", "future", "make_operation", "size", "value", "wakes",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -55,6 +58,12 @@ class Request:
         self.future: asyncio.Future[Any] | None = None
         self.value: Any = None
         self.error: BaseException | None = None
+        self.deferred = False
+
+    @property
+    def guarded(self) -> bool:
+        """Whether its statements may run in turns with those of other operations; see `jobstore.sql.guarded`."""
+        return is_guarded(self.make_operation, self.args)
 
     def abandon(self, value: Any) -> None:  # noqa: ANN401 - the operation's value
         """Tell that the caller was cancelled, with the value if the operation was carried out all the same."""
@@ -123,12 +132,14 @@ class Engine(Protocol):
 
     dialect: Dialect
     """The facts in which databases differ."""
-    clock: Callable[[], int]
-    """The present time in milliseconds, as operations are given it."""
     changes: Signal
     """Notified after every commit, of any process."""
     work: Signal
     """Notified when there may be something new to claim."""
+
+    @property
+    def clock(self) -> Callable[[], int]:
+        """The present time in milliseconds, as operations are given it."""
 
     async def open(self, check: MakeOperation[[], None]) -> None:
         """Connect, and let `check` read the database and refuse it before anything is changed.

@@ -43,15 +43,19 @@ class GroupCommit(Generic[C]):
         commit: Drives a batch and commits it; its future tells how many of the requests were driven, from the
             first on. If it fails, its error is every caller's.
         committed: Called after a batch is durable, before its callers are answered.
+        joins: Whether a request may share a batch with others; one that may not is a batch of its own.
     """
 
     def __init__(
         self,
         commit: Callable[[list[Request]], asyncio.Future[C]],
         committed: Callable[[C, list[Request]], None],
+        joins: Callable[[Request], bool] = lambda _: True,
     ) -> None:
         self._commit = commit
         self._committed = committed
+        self._joins = joins
+        self._deferred = 0
         self._finishing: deque[Request] = deque()
         self._ordinary: deque[Request] = deque()
         self._in_flight: list[Request] = []
@@ -87,11 +91,17 @@ class GroupCommit(Generic[C]):
         """Refuse new requests and wait for those that were accepted."""
         self._closed = True
         self._gate.open_for_all()
-        while self._in_flight or self._finishing or self._ordinary:
+        while self._in_flight or self._finishing or self._ordinary or self._deferred:
             if self._idle is None:
                 self._idle = asyncio.get_running_loop().create_future()
             await asyncio.shield(self._idle)
         self._ended = True
+
+    def settle(self, request: Request) -> None:
+        """Answer the caller of a request that was deferred."""
+        self._deferred -= 1
+        _answer(request, request.error)
+        self._schedule()
 
     def stats(self) -> WriterStats:
         """Return the figures of now."""
@@ -142,7 +152,7 @@ class GroupCommit(Generic[C]):
         size = 0
         for queue in (self._finishing, self._ordinary):
             while queue and len(batch) < MAX_BATCH_OPERATIONS:
-                if batch and size + queue[0].size > MAX_BATCH_BYTES:
+                if batch and not self._fits(batch, size, queue[0]):
                     return batch
                 request = queue.popleft()
                 if not request.finishing:
@@ -153,6 +163,9 @@ class GroupCommit(Generic[C]):
                 size += request.size
                 batch.append(request)
         return batch
+
+    def _fits(self, batch: list[Request], size: int, request: Request) -> bool:
+        return size + request.size <= MAX_BATCH_BYTES and self._joins(batch[0]) and self._joins(request)
 
     def _finish_batch(self, outcome: asyncio.Future[C]) -> None:
         batch, self._in_flight = self._in_flight, []
@@ -166,7 +179,10 @@ class GroupCommit(Generic[C]):
             self._largest = max(self._largest, driven)
             self._committed(outcome.result(), batch)
         for request in batch:
-            _answer(request, error or request.error)
+            if request.deferred and error is None:
+                self._deferred += 1
+            else:
+                _answer(request, error or request.error)
         self._schedule()
 
     def _put_back(self, requests: list[Request]) -> None:

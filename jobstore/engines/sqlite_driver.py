@@ -29,7 +29,11 @@ from jobstore.sql import Dialect, Operation, Row, Statement
 
 T = TypeVar("T")
 
-DIALECT = Dialect(lock_rows="")  # one writer at a time: there is nobody to pass over
+DIALECT = Dialect(
+    lock_rows="",  # one writer at a time: there is nobody to pass over
+    lateral=False,
+    holds_nul=True,
+)
 
 MAX_BATCH_SECONDS = 0.05
 """A batch begins no further operation after this long: other processes wait for its end."""

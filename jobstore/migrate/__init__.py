@@ -2,7 +2,26 @@
 
 from __future__ import annotations
 
-from jobstore.migrate.runner import Migrator, Result, Status
-from jobstore.migrate.steps import Step, check_applied, load_steps, pending_steps
+from jobstore.migrate.sqlite import Migrator
+from jobstore.migrate.steps import (
+    POSTGRES_STEPS,
+    SQLITE_STEPS,
+    Result,
+    Status,
+    Step,
+    check_applied,
+    load_steps,
+    pending_steps,
+)
 
-__all__ = ["Migrator", "Result", "Status", "Step", "check_applied", "load_steps", "pending_steps"]
+__all__ = [
+    "POSTGRES_STEPS",
+    "SQLITE_STEPS",
+    "Migrator",
+    "Result",
+    "Status",
+    "Step",
+    "check_applied",
+    "load_steps",
+    "pending_steps",
+]

@@ -5,17 +5,19 @@ from __future__ import annotations
 import hashlib
 import re
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import ModuleType
+from typing import Any, NamedTuple
 
 from jobstore import migrations
 from jobstore.errors import SchemaMismatch
 from jobstore.models import AppliedMigration
 
 SQLITE_STEPS = Path(migrations.__file__).parent / "sqlite"
+POSTGRES_STEPS = Path(migrations.__file__).parent / "postgres"
 
 _NAME = re.compile(r"\d{4}_\w+\.(?:sql|py)")
 _NOTHING = re.compile(r"(?:\s|--[^\n]*|/\*.*?(?:\*/|\Z))*", re.DOTALL)
@@ -32,19 +34,38 @@ class Step:
     checksum: str
     """SHA-256 of the file, in hexadecimal, with line ends as on Unix."""
 
-    def apply(self, connection: sqlite3.Connection) -> None:
-        """Make the change, in the transaction that is open."""
+    def apply(self, connection: Any, split: Callable[[str], Iterable[str]]) -> None:  # noqa: ANN401 - of its database
+        """Make the change, in the transaction that is open; `split` takes an SQL script apart."""
         if self.path.suffix == ".py":
             self._run_python(connection)
             return
-        for statement in split_statements(self.path.read_text(encoding="utf-8")):
+        for statement in split(self.path.read_text(encoding="utf-8")):
             connection.execute(statement)
 
-    def _run_python(self, connection: sqlite3.Connection) -> None:
+    def _run_python(self, connection: object) -> None:
         loader = SourceFileLoader(f"jobstore_step_{self.name}", str(self.path))
         module = ModuleType(loader.name)
         loader.exec_module(module)
         module.upgrade(connection)
+
+
+class Status(NamedTuple):
+    """How a database compares with this version."""
+
+    applied: list[AppliedMigration]
+    pending: list[Step]
+    holds_anything: bool
+    """Whether there is anything that a migration would back up first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What a migration did."""
+
+    applied: list[str]
+    """Names of the steps that it applied."""
+    backup: Path | None
+    """The copy that it made before, of a database that held anything."""
 
 
 def load_steps(folder: Path = SQLITE_STEPS) -> list[Step]:

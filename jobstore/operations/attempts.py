@@ -13,7 +13,7 @@ from jobstore.errors import LeaseLost, OutputError
 from jobstore.lifecycle import AttemptOutcome, JobStatus
 from jobstore.models import Attempt, Claim, Job, Text, Usage, dump_json, load_metadata
 from jobstore.operations.jobs import COLUMNS, LIGHT_COLUMNS, check_age
-from jobstore.sql import Operation, Row, Value, execute, fetch_all, fetch_one
+from jobstore.sql import Operation, Row, Value, execute, fetch_all, fetch_one, guarded, guarded_if
 
 ATTEMPT_COLUMNS = ", ".join(Attempt.model_fields)
 
@@ -22,6 +22,7 @@ _USAGE = ", ".join(Usage.model_fields)
 _SET_USAGE = ", ".join(f"{name} = COALESCE(:{name}, {name})" for name in Usage.model_fields)
 
 
+@guarded_if(lambda _claim, _response, _usage, metadata: not metadata)
 def complete(
     now: int,
     claim: Claim,
@@ -98,7 +99,7 @@ def _complete_sql(*, with_usage: bool) -> tuple[str, str]:
 
 _COMPLETE_ATTEMPT = """
     UPDATE job_attempts SET finished_at = :now, outcome = 'completed',
-        output_bytes = CASE WHEN :path IS NULL AND output_file_path IS NOT NULL THEN output_bytes
+        output_bytes = CASE WHEN CAST(:path AS TEXT) IS NULL AND output_file_path IS NOT NULL THEN output_bytes
                             ELSE COALESCE(:size, output_bytes) END,
         output_file_path = COALESCE(:path, output_file_path)
     WHERE job_id = :job_id AND attempt = :attempt
@@ -109,6 +110,7 @@ _COMPLETE_ATTEMPT_INLINE = """
 """
 
 
+@guarded
 def fail(now: int, claim: Claim, error_type: str | None, error_message: str, retry_in: int | None) -> Operation[Job]:
     """Running → scheduled while `retry_in` milliseconds are given and attempts remain, else failed.
 
@@ -138,6 +140,7 @@ def fail(now: int, claim: Claim, error_type: str | None, error_message: str, ret
     return (yield from _ended(now, claim, row, AttemptOutcome.FAILED, error_type, error_message))
 
 
+@guarded
 def snooze(now: int, claim: Claim, delay: int) -> Operation[Job]:
     """Running → scheduled in `delay` milliseconds, giving the attempt back; canceled if that was asked for.
 
@@ -147,6 +150,7 @@ def snooze(now: int, claim: Claim, delay: int) -> Operation[Job]:
     return (yield from _give_back(now, claim, JobStatus.SCHEDULED, AttemptOutcome.SNOOZED, now + delay))
 
 
+@guarded
 def release(now: int, claim: Claim) -> Operation[Job]:
     """Running → idle at once, giving the attempt back; canceled if that was asked for.
 
@@ -157,7 +161,10 @@ def release(now: int, claim: Claim) -> Operation[Job]:
 
 
 def release_many(now: int, claims: Sequence[Claim]) -> Operation[None]:
-    """Release claims, passing over those that have ended."""
+    """Release claims, passing over those that have ended.
+
+    Not in turns with others: a claim that is made after this shall find all of them.
+    """
     for one in claims:
         try:
             yield from release(now, one)
@@ -165,6 +172,7 @@ def release_many(now: int, claims: Sequence[Claim]) -> Operation[None]:
             continue
 
 
+@guarded
 def cancel_claimed(now: int, claim: Claim, reason: str) -> Operation[Job]:
     """Running → canceled, by the one who holds the claim.
 
@@ -185,6 +193,7 @@ def cancel_claimed(now: int, claim: Claim, reason: str) -> Operation[Job]:
     return (yield from _ended(now, claim, row, AttemptOutcome.CANCELED, None, reason))
 
 
+@guarded_if(lambda _claim, _message, _usage, metadata: not metadata)
 def progress(
     now: int, claim: Claim, status_message: str | None, usage: Usage | None, metadata: dict[str, object] | None
 ) -> Operation[Job]:
@@ -234,6 +243,7 @@ def open_output(now: int, claim: Claim, file: Text) -> Operation[str | None]:
     return file.file_path
 
 
+@guarded
 def close_output(_now: int, claim: Claim, path: str, size: int) -> Operation[None]:
     """Note how many bytes an attempt has streamed, if the file that it streamed into is still its output."""
     yield from execute(
@@ -247,6 +257,7 @@ def close_output(_now: int, claim: Claim, path: str, size: int) -> Operation[Non
     )
 
 
+@guarded
 def take_back_output(_now: int, claim: Claim, path: str) -> Operation[str | None]:
     """Forget a file that was named for a caller who was cancelled before writing into it; return its path if so."""
     forgotten = yield from execute(

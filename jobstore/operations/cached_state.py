@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from jobstore.sql import Operation, execute, fetch_all, fetch_one
+from jobstore.sql import Operation, execute, fetch_all, fetch_one, guarded
 
 _ALIVE = "(expires_at IS NULL OR expires_at > :now)"
 
@@ -18,6 +18,7 @@ def get(now: int, project_hash: str, key: str) -> Operation[str | None]:
     return None if row is None else row["value"]
 
 
+@guarded
 def put(now: int, project_hash: str, project_directory: str, key: str, value: str, ttl: int | None) -> Operation[None]:
     """Set a value, given as JSON text, for `ttl` milliseconds or for good."""
     yield from execute(
@@ -36,6 +37,7 @@ def put(now: int, project_hash: str, project_directory: str, key: str, value: st
     )
 
 
+@guarded
 def delete(_now: int, project_hash: str, key: str) -> Operation[bool]:
     """Delete a value; return whether there was one."""
     count = yield from execute(

@@ -10,7 +10,7 @@ from jobstore.clock import to_milliseconds
 from jobstore.errors import ConstraintFailed, InvalidTransition, JobNotFound, OutputError, SessionNotFound
 from jobstore.lifecycle import TERMINAL, WAITING, JobStatus
 from jobstore.models import Job, NewJob, Text, dump_json
-from jobstore.sql import Operation, Row, Statement, Value, execute, fetch_all, fetch_one, placeholders
+from jobstore.sql import Operation, Row, Statement, Value, execute, fetch_all, fetch_one, guarded, placeholders
 
 MAX_ROWS = 1000
 """An operation changes no more rows than this: one that promoted 200,000 held the writer for 4.7 s (measured)."""
@@ -38,6 +38,7 @@ class Pruned(NamedTuple):
     """Files that no row names any more."""
 
 
+@guarded
 def enqueue(now: int, job_id: str, new: NewJob, prompt: Text) -> Operation[Job]:
     """(new) → idle, or scheduled if `run_at` lies ahead. Returns the existing job of a key already used.
 
@@ -118,6 +119,7 @@ def check_age(now: int, text: Text) -> None:
         raise OutputError("the file waited too long to be recorded: call again", text.file_path)
 
 
+@guarded
 def enqueue_many(now: int, jobs: Sequence[tuple[str, NewJob, Text]]) -> Operation[list[Job]]:
     """Enqueue several, all or none, in the order given."""
     enqueued = []
@@ -147,6 +149,7 @@ def status(_now: int, job_id: str) -> Operation[tuple[JobStatus, int]]:
     return JobStatus(found["status"]), found["attempt"]
 
 
+@guarded
 def cancel(now: int, job_id: str) -> Operation[Job]:
     """Idle or scheduled → canceled. A running job is only asked to end.
 
@@ -170,6 +173,7 @@ def cancel(now: int, job_id: str) -> Operation[Job]:
     return (yield from _changed(row, job_id, JobStatus.CANCELED))
 
 
+@guarded
 def cancel_session(now: int, session_id: str) -> Operation[int]:
     """Cancel up to `MAX_ROWS` unfinished jobs of a session that are not asked to end yet; return how many.
 
@@ -198,6 +202,7 @@ def cancel_session(now: int, session_id: str) -> Operation[int]:
     )
 
 
+@guarded
 def retry(now: int, job_id: str) -> Operation[Job]:
     """failed, canceled or completed → idle, with all its attempts before it again.
 
@@ -221,6 +226,7 @@ def retry(now: int, job_id: str) -> Operation[Job]:
     return (yield from _changed(row, job_id, JobStatus.IDLE))
 
 
+@guarded
 def clear(now: int, job_ids: Sequence[str]) -> Operation[int]:
     """Hide jobs from lists; return how many were not hidden before."""
     names, parameters = placeholders("id", job_ids)

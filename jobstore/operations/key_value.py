@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from jobstore.sql import Operation, Value, execute, fetch_all, fetch_one
+from jobstore.sql import Operation, Value, execute, fetch_all, fetch_one, guarded
 
 FIRST_SURROGATE = 0xD800
 
@@ -13,6 +13,7 @@ def get(_now: int, key: str) -> Operation[str | None]:
     return None if row is None else row["value"]
 
 
+@guarded
 def put(now: int, key: str, value: str) -> Operation[None]:
     """Set a value, given as JSON text."""
     yield from execute(
@@ -26,6 +27,7 @@ def put(now: int, key: str, value: str) -> Operation[None]:
     )
 
 
+@guarded
 def delete(_now: int, key: str) -> Operation[bool]:
     """Delete a value; return whether there was one."""
     return (yield from execute("DELETE FROM key_value_store WHERE key = :key", key=key)) > 0

@@ -17,7 +17,7 @@ from jobstore.errors import InvalidArgument
 from jobstore.lifecycle import JobStatus
 from jobstore.models import Job, JobStats, LaneStats, Page
 from jobstore.operations.jobs import LIGHT_COLUMNS
-from jobstore.sql import Operation, Value, fetch_all, fetch_one
+from jobstore.sql import Operation, Value, dialect, fetch_all, fetch_one
 
 _COLUMNS = ", ".join(f"job.{name}" for name in LIGHT_COLUMNS.split(", "))
 
@@ -75,16 +75,23 @@ def list_jobs(_now: int, where: JobFilter, order: Order, limit: int, cursor: Cur
     if not branches:
         return Page[Job](items=[], next_cursor=None)
     scope, conditions, more = _scope(where)
+    facts = yield from dialect()
+    part = f"""
+        FROM background_jobs AS part
+        WHERE {conditions} AND part.status = branch.status AND part.cleared = branch.cleared
+            AND (part.created_at, part.id) < (branch.before_at, branch.before_id)
+            AND part.created_at >= :created_after
+        ORDER BY part.created_at DESC, part.id DESC LIMIT :limit
+    """
+    if facts.lateral:
+        join = f"CROSS JOIN LATERAL (SELECT part.* {part}) AS job"
+    else:
+        join = f"CROSS JOIN background_jobs AS job ON job.id IN (SELECT part.id {part})"
     rows = yield from fetch_all(
         f"""
         WITH branch AS ({branches})
         SELECT {_COLUMNS}, branch.rank AS rank
-        FROM {scope} CROSS JOIN background_jobs AS job ON job.id IN (
-            SELECT part.id FROM background_jobs AS part
-            WHERE {conditions} AND part.status = branch.status AND part.cleared = branch.cleared
-                AND (part.created_at, part.id) < (branch.before_at, branch.before_id)
-                AND part.created_at >= :created_after
-            ORDER BY part.created_at DESC, part.id DESC LIMIT :limit)
+        FROM {scope} {join}
         ORDER BY branch.rank, job.created_at DESC, job.id DESC LIMIT :limit
         """,
         **parameters,
@@ -108,7 +115,7 @@ def count_jobs(_now: int, where: JobFilter) -> Operation[int]:
         f"""
         WITH branch AS ({branches})
         SELECT COUNT(*) AS count FROM {scope} CROSS JOIN background_jobs AS part
-            ON {conditions} AND part.status = branch.status AND part.cleared = branch.cleared
+        WHERE {conditions} AND part.status = branch.status AND part.cleared = branch.cleared
                 AND part.created_at < branch.before_at AND part.created_at >= :created_after
         """,
         **parameters,

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from jobstore.errors import SessionNotFound
 from jobstore.models import Session
-from jobstore.sql import Operation, Row, Value, execute, fetch_all, fetch_one
+from jobstore.sql import Operation, Row, Value, execute, fetch_all, fetch_one, guarded
 
 _COLUMNS = ", ".join(Session.model_fields)
 _VALUES = ", ".join(f":{name}" for name in Session.model_fields)
 
 
+@guarded
 def create(now: int, columns: dict[str, Value]) -> Operation[Session]:
     """Insert a session."""
     row = columns | {"created_at": now, "updated_at": now}
@@ -27,6 +28,7 @@ def get(_now: int, session_id: str) -> Operation[Session]:
     return Session.from_row(_present(row, session_id))
 
 
+@guarded
 def update(now: int, session_id: str, changes: dict[str, Value]) -> Operation[Session]:
     """Change columns of a session.
 

@@ -170,10 +170,14 @@ class Backend:
             OutputError: Its file cannot be written.
         """
         data = encode_text(field, text)
-        if len(data) <= self.inline_limit:
+        if self.fits_row(data):
             return Text(text, size=len(data))
         self.check_usable()
         return await self._in_thread_or_undo(lambda: self.outputs.write(kind, job_id, data), self._discard_text)
+
+    def fits_row(self, data: bytes) -> bool:
+        """Return whether a text, given as UTF-8, may lie in its row."""
+        return len(data) <= self.inline_limit and (self.engine.dialect.holds_nul or b"\0" not in data)
 
     def write_text(
         self,

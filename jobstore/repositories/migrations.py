@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from jobstore.aio import in_thread
-from jobstore.migrate import load_steps, pending_steps
+from collections.abc import Sequence
+
+from jobstore.migrate import Step, pending_steps
 from jobstore.models import AppliedMigration
 from jobstore.operations import migrations
 from jobstore.repositories.backend import Backend
@@ -12,8 +13,9 @@ from jobstore.repositories.backend import Backend
 class MigrationRepository:
     """The steps of the schema. Reached as `store.migrations`."""
 
-    def __init__(self, backend: Backend) -> None:
+    def __init__(self, backend: Backend, steps: Sequence[Step]) -> None:
         self._backend = backend
+        self._steps = steps
 
     async def applied(self) -> list[AppliedMigration]:
         """Return the steps that were applied, in order."""
@@ -21,5 +23,4 @@ class MigrationRepository:
 
     async def pending(self) -> list[str]:
         """Return the names of the steps that were not; of an open store, none unless someone changed it."""
-        steps = await in_thread(load_steps)
-        return [step.name for step in pending_steps(steps, await self.applied())]
+        return [step.name for step in pending_steps(self._steps, await self.applied())]

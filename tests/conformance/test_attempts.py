@@ -333,7 +333,7 @@ async def test_a_lost_job_that_was_to_be_canceled_is_canceled(
     assert (job.status, job.error_type) == (JobStatus.CANCELED, None)
 
 
-async def test_opening_a_store_rescues_nothing(store: JobStore, database: Path, clock: FakeClock) -> None:
+async def test_opening_a_store_rescues_nothing(store: JobStore, database: Path | str, clock: FakeClock) -> None:
     claimed = await start(store)
     clock.advance(3600)
     async with JobStore(database, clock=clock) as another:

@@ -262,7 +262,7 @@ async def test_the_keeper_tells_once_of_a_requested_cancel_and_of_a_lost_attempt
         await eventually(lambda: told == ["cancel", "lost"])
 
 
-async def test_a_lease_is_kept_while_the_event_loop_is_blocked(store: JobStore, database: Path) -> None:
+async def test_a_lease_is_kept_while_the_event_loop_is_blocked(store: JobStore, database: Path | str) -> None:
     beats = threading.Semaphore(0)
     main = threading.current_thread()
 
@@ -296,7 +296,7 @@ async def test_a_recorded_call_hears_of_a_requested_cancel_and_of_its_lost_lease
     assert clock() == FakeClock()()
 
 
-async def test_closing_the_store_ends_the_keeper(database: Path, store: JobStore, clock: FakeClock) -> None:
+async def test_closing_the_store_ends_the_keeper(database: Path | str, store: JobStore, clock: FakeClock) -> None:
     async with JobStore(database, clock=clock) as another:
         claimed = await start(another)
         with another.jobs.lease_kept(claimed, lease=0.05):

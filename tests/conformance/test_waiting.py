@@ -16,9 +16,9 @@ from .support import claim, enqueue, eventually, start
 
 
 @pytest.fixture
-async def another(store: JobStore, database: Path, clock: FakeClock) -> AsyncIterator[JobStore]:
+async def another(store: JobStore, database: Path | str, clock: FakeClock) -> AsyncIterator[JobStore]:
     """Another store on the same database: as foreign as another process."""
-    assert store.path
+    assert store.is_open
     async with JobStore(database, clock=clock) as another:
         yield another
 
@@ -177,7 +177,7 @@ async def test_nothing_is_missed_between_an_empty_claim_and_the_sleep(store: Job
 
 
 async def test_the_first_thing_that_a_store_does_is_to_wait_and_nothing_is_missed(
-    store: JobStore, database: Path, clock: FakeClock
+    store: JobStore, database: Path | str, clock: FakeClock
 ) -> None:
     for turns in range(0, 30, 3):
         async with JobStore(database, clock=clock) as fresh:

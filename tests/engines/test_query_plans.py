@@ -49,7 +49,16 @@ def plans(connection: sqlite3.Connection, operation: Operation[Any]) -> list[str
 
 def tables_scanned(plan: list[str]) -> list[str]:
     """Return what is read from one end to the other, apart from the few lanes and the made-up tables."""
-    harmless = ("SCAN lane", "SCAN branch", "SCAN CONSTANT ROW", "SCAN 2 CONSTANT ROWS", "SCAN 1 CONSTANT ROW")
+    harmless = (
+        "SCAN lane",
+        "SCAN branch",
+        "SCAN chosen",
+        "SCAN due",
+        "SCAN ended",
+        "SCAN CONSTANT ROW",
+        "SCAN 1 CONS",
+        "SCAN 2 CONS",
+    )
     return [step for step in plan if step.startswith("SCAN") and not step.startswith(harmless)]
 
 

@@ -18,7 +18,7 @@ import pytest
 
 from jobstore import DatabaseBusy, DiskFull, JobStore, MigrationRequired, SchemaMismatch, StatementFailed
 from jobstore.migrate import Migrator, load_steps
-from jobstore.migrate import runner as runner_module
+from jobstore.migrate import sqlite as runner_module
 
 if TYPE_CHECKING:
     from tests.migrations.conftest import StepFolder

@@ -107,7 +107,7 @@ def test_the_packages_of_the_wheel_are_those_of_the_tree() -> None:
         for path in (ROOT / "jobstore").rglob("__init__.py")
         if not path.parent.is_symlink()
     }
-    mapped = {f"jobstore.{folder}" for folder in ("workers", "migrations")} | {"jobstore.migrations.sqlite"}
+    mapped = {f"jobstore.{folder}" for folder in ("workers", "migrations", "migrations.sqlite", "migrations.postgres")}
     assert listed == inside | mapped
 
 

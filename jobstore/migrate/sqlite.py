@@ -6,9 +6,7 @@ import contextlib
 import sqlite3
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 from jobstore.clock import Clock, from_milliseconds, system_clock
 from jobstore.engines.sqlite import connect_writer, is_there
@@ -16,7 +14,16 @@ from jobstore.engines.sqlite_driver import begin, execute_patiently, roll_back, 
 from jobstore.errors import DatabaseError, SchemaMismatch, StatementFailed
 from jobstore.migrate.files import back_up, create_private, look
 from jobstore.migrate.helpers import has_column, has_table
-from jobstore.migrate.steps import Step, check_applied, load_steps, pending_steps
+from jobstore.migrate.steps import (
+    SQLITE_STEPS,
+    Result,
+    Status,
+    Step,
+    check_applied,
+    load_steps,
+    pending_steps,
+    split_statements,
+)
 from jobstore.models import AppliedMigration
 
 BUSY_DEADLINE = 60.0
@@ -30,25 +37,6 @@ _RECORDS = """
     ) STRICT
 """
 _NOT_FOR_STEPS = frozenset({sqlite3.SQLITE_TRANSACTION, sqlite3.SQLITE_ATTACH, sqlite3.SQLITE_DETACH})
-
-
-class Status(NamedTuple):
-    """How a database compares with this version."""
-
-    applied: list[AppliedMigration]
-    pending: list[Step]
-    holds_anything: bool
-    """Whether there is anything that a migration would back up first."""
-
-
-@dataclass(frozen=True, slots=True)
-class Result:
-    """What a migration did."""
-
-    applied: list[str]
-    """Names of the steps that it applied."""
-    backup: Path | None
-    """The copy that it made before, of a database that held anything."""
 
 
 class Migrator:
@@ -65,7 +53,7 @@ class Migrator:
 
     def __init__(self, path: Path, steps: Sequence[Step] | None = None, clock: Clock = system_clock) -> None:
         self._path = path
-        self._steps = load_steps() if steps is None else list(steps)
+        self._steps = load_steps(SQLITE_STEPS) if steps is None else list(steps)
         self._clock = clock
 
     def status(self) -> Status:
@@ -160,7 +148,7 @@ def _apply(connection: sqlite3.Connection, step: Step) -> None:
     orphans = _count_orphans(connection)
     try:
         with _without_transactions(connection):
-            step.apply(connection)
+            step.apply(connection, split_statements)
     except Exception as error:
         raise _failure(step, error) from error
     if made := _count_orphans(connection) - orphans:

@@ -1,0 +1,173 @@
+"""The database that a path or a URL names: its engine, its migrator, and where its large texts lie by default."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Callable
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Literal, Protocol
+from urllib.parse import unquote, urlsplit, urlunsplit
+
+from jobstore.clock import Clock, system_clock
+from jobstore.engines.base import Engine
+from jobstore.engines.sqlite import SQLiteEngine
+from jobstore.errors import InvalidArgument
+from jobstore.migrate import POSTGRES_STEPS, SQLITE_STEPS, Migrator, Result, Status, Step, load_steps
+
+URL_VARIABLE = "JOBSTORE_URL"
+POSTGRES_SCHEMES = ("postgresql", "postgres")
+_SECRET = {"password", "sslpassword", "passfile"}
+
+Durability = Literal["full", "normal"]
+
+
+class AnyMigrator(Protocol):
+    """What every migrator does, whatever database it is for."""
+
+    def status(self) -> Status:
+        """Return what was applied and what is pending."""
+
+    def run(self, announce: Callable[[Step], None] = ..., backed_up: Callable[[Path], None] = ...) -> Result:
+        """Apply what is pending."""
+
+
+class Database(Protocol):
+    """A database that a store can be opened on."""
+
+    @property
+    def name(self) -> str:
+        """What it is called in messages: without a password."""
+
+    @property
+    def path(self) -> Path | None:
+        """Its file, if it is one."""
+
+    @property
+    def outputs(self) -> Path | None:
+        """The folder of its large texts, if nobody says another."""
+
+    def load(self) -> list[Step]:
+        """Import what it needs, and return the steps of its schema. It reads files: call it in a thread.
+
+        Raises:
+            InvalidArgument: An extra is not installed.
+        """
+
+    def migrator(self, clock: Clock = system_clock) -> AnyMigrator:
+        """Return what brings its schema up to date."""
+
+    def engine(self, clock: Clock, pool_size: int, durability: Durability) -> Engine:
+        """Return what drives operations on it."""
+
+
+class SQLiteDatabase:
+    """A file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.name = str(path)
+        self.outputs = Path(f"{path}.outputs")
+
+    def load(self) -> list[Step]:
+        """Return the steps of its schema."""
+        return load_steps(SQLITE_STEPS)
+
+    def migrator(self, clock: Clock = system_clock) -> AnyMigrator:
+        """Return what brings its schema up to date."""
+        return Migrator(self.path, clock=clock)
+
+    def engine(self, clock: Clock, pool_size: int, durability: Durability) -> Engine:
+        """Return what drives operations on it."""
+        return SQLiteEngine(self.path, clock, pool_size, durability)
+
+
+class PostgresDatabase:
+    """A schema of a PostgreSQL database: the first of the connection's search_path."""
+
+    path = None
+    outputs = None
+
+    def __init__(self, url: str) -> None:
+        self.name = without_secrets(url)
+        self._url = url
+
+    def load(self) -> list[Step]:
+        """Import what it needs, and return the steps of its schema.
+
+        Raises:
+            InvalidArgument: The extra is not installed.
+        """
+        if find_spec("psycopg") is None or find_spec("psycopg_pool") is None:
+            raise InvalidArgument("url", 'PostgreSQL needs an extra: pip install "jobstore[postgres]"')
+        import_module("jobstore.engines.postgres")
+        return load_steps(POSTGRES_STEPS)
+
+    def migrator(self, clock: Clock = system_clock) -> AnyMigrator:
+        """Return what brings its schema up to date."""
+        self.load()
+        from jobstore.migrate.postgres import PostgresMigrator  # noqa: PLC0415 - needs the extra
+
+        return PostgresMigrator(self._url, self.name, clock=clock)
+
+    def engine(self, clock: Clock, pool_size: int, durability: Durability) -> Engine:
+        """Return what drives operations on it."""
+        from jobstore.engines.postgres import PostgresEngine  # noqa: PLC0415 - needs the extra
+
+        return PostgresEngine(self._url, self.name, clock, pool_size, durability)
+
+
+def without_secrets(url: str) -> str:
+    """Return a URL without the password in it.
+
+    Example:
+        >>> without_secrets("postgresql://me:secret@host/jobs?sslpassword=secret&options=-csearch_path%3Djobs")
+        'postgresql://me@host/jobs?options=-csearch_path%3Djobs'
+    """
+    parts = urlsplit(url)
+    user, _, host = parts.netloc.rpartition("@")
+    user = user.partition(":")[0]
+    query = "&".join(pair for pair in parts.query.split("&") if pair.partition("=")[0] not in _SECRET)
+    return urlunsplit(parts._replace(netloc=f"{user}@{host}" if user else host, query=query))
+
+
+def find_database(url: str | os.PathLike[str] | None) -> Database:
+    """Return the database that a URL or a path names; None reads `JOBSTORE_URL`.
+
+    Raises:
+        InvalidArgument: It names no file, or a database that this version does not know.
+    """
+    if url is None:
+        url = os.environ.get(URL_VARIABLE)
+        if not url:
+            raise InvalidArgument("url", f"name the database file, or set {URL_VARIABLE}")
+    if not isinstance(url, str | os.PathLike):
+        raise InvalidArgument("url", f"must be a path or a URL, not {type(url).__name__}")
+    text = os.fspath(url)
+    if not isinstance(text, str):
+        raise InvalidArgument("url", "must be a str, not bytes")
+    if text.startswith(tuple(f"{scheme}://" for scheme in POSTGRES_SCHEMES)):
+        return PostgresDatabase(text)
+    if "://" in text:
+        text = _path_of_url(text)
+    if not text or text == ":memory:" or "\0" in text:
+        raise InvalidArgument("url", "name a file: nothing that lives in memory alone is durable")
+    return SQLiteDatabase(Path(text).absolute())
+
+
+def migrate_command(database: Database) -> str:
+    """Return the command that brings a database's schema up to date."""
+    return f"python -m jobstore.migrate --db {shlex.quote(database.name)}"
+
+
+def _path_of_url(url: str) -> str:
+    parts = urlsplit(url)
+    if parts.scheme != "sqlite":
+        raise InvalidArgument("url", f"{parts.scheme}:// is not supported: use a path, sqlite:/// or postgresql://")
+    if parts.netloc:
+        raise InvalidArgument("url", "write three slashes before an absolute path: sqlite:///abs/path.db")
+    if parts.query or parts.fragment:
+        raise InvalidArgument("url", "takes no ?options and no #fragment: write %3F and %23 for these in a file's name")
+    return unquote(parts.path).replace("//", "/", 1)

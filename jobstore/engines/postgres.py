@@ -1,0 +1,289 @@
+"""The PostgreSQL engine: one writing connection with group commit in pipelines, and a pool of readers."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Coroutine
+from typing import Any, Literal, TypeVar
+
+import psycopg
+import psycopg_pool
+from uuid_utils import uuid7
+
+from jobstore.clock import Clock, system_clock
+from jobstore.engines import postgres_driver as driver
+from jobstore.engines.base import PoolStats, Request, StoreStats, WakeStats
+from jobstore.engines.group_commit import GroupCommit
+from jobstore.engines.postgres_driver import Connection, TransactionFailed, translate
+from jobstore.engines.postgres_listener import Listener
+from jobstore.engines.postgres_server import Server
+from jobstore.engines.postgres_writer import BATCH_LOCK_TIMEOUT, PATIENCE, RowLocked, Writer
+from jobstore.engines.signal import Signal
+from jobstore.errors import DatabaseBusy, DatabaseError, PoolTimeout, SchemaMismatch, StoreClosed
+from jobstore.sql import MakeOperation
+
+T = TypeVar("T")
+Durability = Literal["full", "normal"]
+
+POOL_TIMEOUT = 30.0
+ASIDE = 4
+"""Connections that wait for rows which others have locked, so that the shared one need not."""
+MAX_READS = 3
+"""Times that a read is tried whose connection was lost."""
+
+
+class Committed:
+    """How a batch went; all of it was driven."""
+
+    def __init__(self, driven: int, *, changed: bool) -> None:
+        self.driven = driven
+        self.changed = changed
+
+
+class PostgresEngine:
+    """Drives operations on one schema of a PostgreSQL database.
+
+    Args:
+        url: As libpq takes it.
+        name: What it is called in messages: without a password.
+        clock: The present time in milliseconds. What is measured between this host's own clock and the server's is
+            added to it, so that hosts whose clocks differ agree on when a lease ends.
+        pool_size: How many reading connections there may be.
+        durability: "full": what was acknowledged survives a power cut; "normal": the last commits may be lost with it.
+        host_clock: This host's own clock.
+
+    Raises:
+        InvalidArgument: The URL cannot be understood.
+    """
+
+    dialect = driver.DIALECT
+
+    def __init__(
+        self,
+        url: str,
+        name: str,
+        clock: Clock,
+        pool_size: int,
+        durability: Durability,
+        host_clock: Clock = system_clock,
+    ) -> None:
+        self.changes = Signal()
+        self.work = Signal()
+        self._store_clock = clock
+        self._server = Server(url, name, host_clock)
+        self._durability = durability
+        self._pool_size = pool_size
+        self._channel = ""
+        self._listener = Listener(self._server, str(uuid7()), self.changes.notify, self._heard_of_work)
+        self._writer = self._new_writer(BATCH_LOCK_TIMEOUT)
+        self._queue = GroupCommit(self._commit, self._committed, lambda request: request.guarded)
+        self._readers: psycopg_pool.AsyncConnectionPool[Connection] | None = None
+        self._aside = asyncio.Semaphore(ASIDE)
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._beating: dict[asyncio.AbstractEventLoop, Writer] = {}
+        self._foreign = self._waiting = self._timeouts = self._reads = 0
+
+    def clock(self) -> int:
+        """Return the present time in milliseconds, as the server's clock has it."""
+        return self._store_clock() + self._writer.facts.offset
+
+    async def open(self, check: MakeOperation[[], None]) -> None:
+        """Connect, let `check` read the database and refuse it, then make it ready.
+
+        Raises:
+            DatabaseNotFound: There is no such server, database or user.
+            SchemaMismatch: The server is too old, or has no such schema.
+        """
+        await self._writer.open()
+        try:
+            connection, _ = await self._server.connect()
+            async with connection:
+                await self._find_channel(connection)
+                await driver.read(connection, check(self.clock()))
+            await self._writer.forget_gone()
+            self._readers = await self._open_pool()
+        except BaseException as error:
+            await self._writer.close()
+            reason = error.error if isinstance(error, TransactionFailed) else error
+            if isinstance(reason, psycopg.Error):
+                raise translate(reason) from None
+            raise
+        self._listener.start(self._channel, pooled=self._writer.facts.pooled)
+
+    async def close(self) -> None:
+        """Finish what was accepted, then release everything. Closing twice is fine."""
+        await self._queue.close()
+        await self._listener.close()
+        self.changes.notify()  # whoever waits finds the store closed
+        self.work.notify()
+        if self._readers is not None:
+            await self._readers.close()
+        for writer in self._beating.values():
+            writer.abandon()
+        self._beating.clear()
+        await self._writer.close()
+
+    def write(self, request: Request) -> Coroutine[Any, Any, Any]:
+        """Run an operation that may write, as `Engine.write` tells."""
+        return self._queue.submit(request)
+
+    def write_soon(self, request: Request) -> None:
+        """Queue a finishing operation that nobody waits for, as `Engine.write_soon` tells."""
+        self._queue.submit_nowait(request)
+
+    async def write_aside(self, make_operation: MakeOperation[..., T], *args: Any) -> T:  # noqa: ANN401
+        """Run an operation on a connection of the calling event loop's own, from any thread."""
+        loop = asyncio.get_running_loop()
+        writer = self._beating.get(loop)
+        if writer is None:
+            writer = self._beating[loop] = self._new_writer(BATCH_LOCK_TIMEOUT)
+        request = Request(make_operation, args)
+        try:
+            await writer.commit_alone(request)
+        except RowLocked:
+            raise DatabaseBusy(BATCH_LOCK_TIMEOUT) from None
+        if request.error is not None:
+            raise request.error
+        value: T = request.value
+        return value
+
+    async def read(self, make_operation: MakeOperation[..., T], *args: Any) -> T:  # noqa: ANN401
+        """Run an operation that only reads, on one snapshot.
+
+        Raises:
+            PoolTimeout: No reading connection became free in time.
+            ConnectionLost: The server went away.
+        """
+        if self._readers is None:
+            raise StoreClosed("the store is closed: open it again before using it")
+        for tries in range(1, MAX_READS + 1):
+            try:
+                async with self._readers.connection() as connection:
+                    self._reads += 1
+                    return await driver.read(connection, make_operation(self.clock(), *args))
+            except psycopg_pool.PoolTimeout:
+                self._timeouts += 1
+                raise PoolTimeout(self._pool_size, POOL_TIMEOUT) from None
+            except psycopg_pool.PoolClosed:
+                raise StoreClosed("the store is closed: open it again before using it") from None
+            except TransactionFailed as failure:
+                if tries == MAX_READS:
+                    raise translate(failure.error) from None
+        raise AssertionError
+
+    async def wait(self, signal: Signal, since: int, timeout: float | None) -> int:
+        """Wait until a signal's count differs from `since` or `timeout` seconds pass; return its count."""
+        self._waiting += 1
+        try:
+            async with asyncio.timeout(timeout):
+                return await signal.wait(since)
+        except TimeoutError:
+            return signal.count
+        finally:
+            self._waiting -= 1
+
+    def stats(self) -> StoreStats:
+        """Return the figures of now."""
+        pool = {} if self._readers is None else self._readers.get_stats()
+        open_now, idle = pool.get("pool_size", 0), pool.get("pool_available", 0)
+        return StoreStats(
+            writer=self._queue.stats(),
+            pool=PoolStats(
+                size=self._pool_size,
+                open=open_now,
+                in_use=open_now - idle,
+                waiting=pool.get("requests_waiting", 0),
+                timeouts=self._timeouts,
+                reads=self._reads,
+            ),
+            wake=WakeStats(waiting=self._waiting, own=self.work.count - self._foreign, foreign=self._foreign),
+        )
+
+    def _new_writer(self, lock_timeout: float) -> Writer:
+        return Writer(self._server, self.clock, self._durability, lock_timeout, self._notice)
+
+    def _notice(self, wakes: bool) -> str:  # noqa: FBT001 - called by the writer
+        return self._listener.notice(self._channel, wakes=wakes)
+
+    async def _find_channel(self, connection: Connection) -> None:
+        cursor = await connection.execute("SELECT current_schema() AS schema")
+        [row] = await cursor.fetchall()
+        if row["schema"] is None:
+            raise SchemaMismatch(f"{self._server.name} has none of the schemas of its search_path: create one of them")
+        self._channel = f"jobstore:{row['schema']}"
+
+    async def _open_pool(self) -> psycopg_pool.AsyncConnectionPool[Connection]:
+        pool = self._server.pool(self._pool_size, POOL_TIMEOUT, pooled=self._writer.facts.pooled)
+        await pool.open()
+        return pool
+
+    def _commit(self, batch: list[Request]) -> asyncio.Future[Committed]:
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Committed] = loop.create_future()
+        task = self._spawn(self._commit_batch(batch))
+        task.add_done_callback(lambda done: _hand_over(done, future))
+        return future
+
+    async def _commit_batch(self, batch: list[Request]) -> Committed:
+        if batch[0].guarded:
+            changed = await self._writer.commit_together(batch)
+        else:
+            changed = await self._commit_or_defer(batch[0])
+        return Committed(len(batch), changed=changed)
+
+    async def _commit_or_defer(self, request: Request) -> bool:
+        try:
+            return await self._writer.commit_alone(request)
+        except RowLocked:
+            request.deferred = True
+            return False
+
+    def _committed(self, committed: Committed, batch: list[Request]) -> None:
+        for request in batch:
+            if request.deferred:
+                self._spawn(self._commit_aside(request))
+        if committed.changed:
+            self._notify(wakes=any(request.wakes for request in batch))
+
+    def _notify(self, *, wakes: bool) -> None:
+        self.changes.notify()
+        if wakes:
+            self.work.notify()
+
+    async def _commit_aside(self, request: Request) -> None:
+        """Wait for rows that someone else has locked on another connection, so that nobody waits behind it."""
+        writer = self._new_writer(PATIENCE)
+        try:
+            async with self._aside:
+                if await writer.commit_alone(request):
+                    self._notify(wakes=request.wakes)
+        except RowLocked:
+            request.error = DatabaseBusy(PATIENCE)
+        except DatabaseError as error:
+            request.error = error
+        finally:
+            self._queue.settle(request)
+            await writer.close()
+
+    def _heard_of_work(self) -> None:
+        self._foreign += 1
+        self._notify(wakes=True)
+
+    def _spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+
+def _hand_over(done: asyncio.Task[T], future: asyncio.Future[T]) -> None:
+    """Answer a batch. Its task is cancelled by nobody but an event loop that ends."""
+    if future.done():
+        return
+    error = StoreClosed("the event loop ended before the outcome was known") if done.cancelled() else done.exception()
+    if error is not None:
+        future.set_exception(error)
+    else:
+        with contextlib.suppress(asyncio.InvalidStateError):
+            future.set_result(done.result())

@@ -1,0 +1,85 @@
+"""Hears of other processes' commits: LISTEN on a connection of its own, and a slow poll as the safety net."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable
+
+import psycopg
+from psycopg import sql
+
+from jobstore.engines.postgres_server import Server
+from jobstore.errors import DatabaseError
+
+logger = logging.getLogger(__name__)
+
+POLL_LISTENING = 5.0
+"""Seconds between looks while notifications come: a lost one delays its job by no more."""
+POLL_POOLED = 0.25
+"""Seconds between looks behind a pooler, through which no notification comes."""
+RETRY_SECONDS = 1.0
+
+
+class Listener:
+    """Calls back when another process may have changed something.
+
+    Args:
+        server: Where to connect.
+        sender: Marks this process's own notifications, which are passed over.
+        heard: Called when it may have changed something.
+        heard_of_work: Called when there may be new work as well.
+    """
+
+    def __init__(
+        self, server: Server, sender: str, heard: Callable[[], None], heard_of_work: Callable[[], None]
+    ) -> None:
+        self._server = server
+        self._sender = sender
+        self._heard = heard
+        self._heard_of_work = heard_of_work
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def start(self, channel: str, *, pooled: bool) -> None:
+        """Begin to listen."""
+        loop = asyncio.get_running_loop()
+        self._tasks.append(loop.create_task(self._poll(POLL_POOLED if pooled else POLL_LISTENING)))
+        if not pooled:
+            self._tasks.append(loop.create_task(self._listen(channel)))
+
+    async def close(self) -> None:
+        """Listen no more."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._tasks.clear()
+
+    def notice(self, channel: str, *, wakes: bool) -> str:
+        """Return the statement that tells the other processes of a commit; the server sends equal ones once."""
+        payload = f"{self._sender}:{'work' if wakes else 'change'}"
+        return sql.SQL("SELECT pg_notify({}, {})").format(channel, payload).as_string(None)
+
+    async def _poll(self, seconds: float) -> None:
+        while True:
+            await asyncio.sleep(seconds)
+            self._heard_of_work()
+
+    async def _listen(self, channel: str) -> None:
+        while True:
+            with contextlib.suppress(psycopg.Error, DatabaseError):
+                await self._listen_until_lost(channel)
+            logger.info("the connection that listens was lost, making it anew")
+            await asyncio.sleep(RETRY_SECONDS)
+
+    async def _listen_until_lost(self, channel: str) -> None:
+        connection, _ = await self._server.connect()
+        try:
+            await connection.execute(sql.SQL("LISTEN {}").format(sql.Identifier(channel)))
+            self._heard_of_work()  # what came before may have been missed
+            async for notification in connection.notifies():
+                sender, _, kind = notification.payload.partition(":")
+                if sender != self._sender:
+                    (self._heard_of_work if kind == "work" else self._heard)()
+        finally:
+            await connection.close()

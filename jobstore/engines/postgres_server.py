@@ -1,0 +1,181 @@
+"""Reaching a PostgreSQL server: connections, what is asked of them, and errors that name no password."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from typing import NamedTuple, TypeVar
+
+import psycopg
+import psycopg_pool
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.rows import RowFactory
+
+from jobstore.clock import Clock
+from jobstore.engines.postgres_driver import Connection, configure, translate
+from jobstore.errors import ConnectionLost, DatabaseError, DatabaseNotFound, InvalidArgument, SchemaMismatch
+
+R = TypeVar("R")
+
+MINIMUM_SERVER = 150000
+"""PostgreSQL 15, the oldest that the tests were run on, in the server's own way of counting."""
+CONNECT_TIMEOUT = 10
+"""Seconds for one try; libpq counts in whole ones."""
+RETRY_SECONDS = 0.05
+RETRY_SLOWEST = 1.0
+STATEMENT_TIMEOUT = 60.0
+"""Seconds after which the server gives up a statement of ours; none of them takes long."""
+TRUSTED_SKEW = 250
+"""Milliseconds. A smaller offset is what networks and schedulers make of a clock that is right."""
+
+
+class Facts(NamedTuple):
+    """What one connection found out about its server."""
+
+    pooled: bool
+    """Whether a pooler stands in between, which gives each transaction another session."""
+    offset: int
+    """How far the server's clock is ahead of this host's, in milliseconds; 0 if it is about right."""
+
+
+class Server:
+    """A PostgreSQL database, and how to reach it.
+
+    Args:
+        url: As libpq takes it, `postgresql://user:password@host/database?options=…`.
+        name: What it is called in messages: without a password.
+        host_clock: This host's own time in milliseconds, whatever clock the store was given.
+
+    Raises:
+        InvalidArgument: It is no such URL.
+    """
+
+    def __init__(self, url: str, name: str, host_clock: Clock) -> None:
+        self.name = name
+        self._host_clock = host_clock
+        self._conninfo = _read(url)
+
+    async def connect(self) -> tuple[Connection, Facts]:
+        """Connect once.
+
+        Raises:
+            DatabaseNotFound: There is no such server, database or user, or the password is wrong.
+            SchemaMismatch: The server is too old.
+        """
+        try:
+            connection = await Connection.connect(self._conninfo, autocommit=True)
+        except psycopg.Error as error:
+            raise self._unreachable(error) from None
+        try:
+            configure(connection)
+            facts = await self._look(connection)
+            if facts.pooled:
+                connection.prepare_threshold = None  # the next transaction's session would not know it
+        except psycopg.Error as error:
+            await connection.close()
+            raise translate(error) from error.__cause__
+        except BaseException:
+            await connection.close()
+            raise
+        return connection, facts
+
+    def connect_blocking(self, row_factory: RowFactory[R]) -> psycopg.Connection[R]:
+        """Connect once, for a program that may block: the migrations.
+
+        Raises:
+            DatabaseNotFound: There is no such server, database or user, or the password is wrong.
+            SchemaMismatch: The server is too old.
+        """
+        try:
+            connection = psycopg.Connection.connect(self._conninfo, row_factory=row_factory)
+        except psycopg.Error as error:
+            raise self._unreachable(error) from None
+        try:
+            self._refuse_if_old(connection.info.server_version)
+        except SchemaMismatch:
+            connection.close()
+            raise
+        return connection
+
+    async def connect_patiently(self, seconds: float) -> tuple[Connection, Facts]:
+        """Connect, however often the server has to be asked: it may be starting again.
+
+        Raises:
+            ConnectionLost: It could not be reached for so many seconds.
+        """
+        end, pause = time.monotonic() + seconds, RETRY_SECONDS
+        while True:
+            try:
+                return await self.connect()
+            except DatabaseError as error:
+                if time.monotonic() + pause > end:
+                    raise ConnectionLost(f"{self.name} could not be reached for {seconds:.0f} s: {error}") from error
+            await asyncio.sleep(pause * random.uniform(0.5, 1.5))  # noqa: S311 - jitter, not a secret
+            pause = min(2 * pause, RETRY_SLOWEST)
+
+    def pool(self, size: int, timeout: float, *, pooled: bool) -> psycopg_pool.AsyncConnectionPool[Connection]:
+        """Return a pool of up to `size` connections, still closed; a caller waits for one `timeout` seconds at most."""
+
+        async def prepare(connection: Connection) -> None:
+            configure(connection)
+            if pooled:
+                connection.prepare_threshold = None
+
+        return psycopg_pool.AsyncConnectionPool(
+            self._conninfo,
+            connection_class=Connection,
+            kwargs={"autocommit": True},
+            min_size=0,
+            max_size=size,
+            timeout=timeout,
+            configure=prepare,
+            open=False,
+            name="jobstore",
+        )
+
+    async def _look(self, connection: Connection) -> Facts:
+        self._refuse_if_old(connection.info.server_version)
+        before = self._host_clock()
+        cursor = await connection.execute(
+            "SELECT pg_backend_pid() AS pid, (extract(epoch FROM clock_timestamp()) * 1000)::bigint AS now"
+        )
+        [row] = await cursor.fetchall()
+        after = self._host_clock()
+        offset = row["now"] - (before + after) // 2
+        trusted = abs(offset) <= max(TRUSTED_SKEW, after - before)
+        # A pooler tells its own number for the session, not the server's.
+        return Facts(pooled=row["pid"] != connection.info.backend_pid, offset=0 if trusted else offset)
+
+    def _refuse_if_old(self, version: int) -> None:
+        if version < MINIMUM_SERVER:
+            raise SchemaMismatch(f"{self.name} runs PostgreSQL {version // 10000}: {MINIMUM_SERVER // 10000} is needed")
+
+    def _unreachable(self, error: psycopg.Error) -> DatabaseNotFound:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()
+        return DatabaseNotFound(self.name, f"{reason} (check the address, the database, the user and the password)")
+
+
+def settings(*, durability: str, lock_timeout: float, lock: int) -> str:
+    """Return the statement that sets what holds for the present transaction alone: so it serves behind a pooler.
+
+    It takes the advisory lock `lock` as well.
+    """
+    commit = "on" if durability == "full" else "off"
+    return (
+        f"SELECT set_config('lock_timeout', '{round(lock_timeout * 1000)}', true), "
+        f"set_config('statement_timeout', '{round(STATEMENT_TIMEOUT * 1000)}', true), "
+        f"set_config('synchronous_commit', '{commit}', true), pg_advisory_xact_lock({lock})"
+    )
+
+
+def _read(url: str) -> str:
+    """Return the connection's parameters, with defaults."""
+    try:
+        parameters = conninfo_to_dict(url)
+    except psycopg.Error:  # whose text quotes the URL, password and all
+        parameters = None
+    if parameters is None:
+        raise InvalidArgument("url", "is no PostgreSQL URL: write postgresql://user:password@host/database")
+    defaults: dict[str, str | int | None] = {"application_name": "jobstore", "connect_timeout": CONNECT_TIMEOUT}
+    return make_conninfo("", **{**defaults, **parameters})

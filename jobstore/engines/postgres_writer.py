@@ -1,0 +1,229 @@
+"""Commits transactions on one connection, and finds out how they ended when the connection is lost."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+import psycopg
+from uuid_utils import uuid7
+
+from jobstore.clock import Clock
+from jobstore.engines import postgres_driver as driver
+from jobstore.engines.base import Request
+from jobstore.engines.postgres_driver import Connection, MustBeAlone, TransactionFailed, roll_back, translate
+from jobstore.engines.postgres_server import Facts, Server, settings
+from jobstore.errors import ConnectionLost, DatabaseBusy, DatabaseCorrupt, DiskFailed, ReadOnlyDatabase
+
+PATIENCE = 30.0
+"""Seconds for which a lost server is sought, and a transaction tried again that lost against others."""
+BATCH_LOCK_TIMEOUT = 0.1
+"""Seconds that a transaction on the shared connection waits for a row that someone else has locked."""
+RETRY_SECONDS = 0.002
+MAX_LOST = 5
+"""Connections that one transaction may lose: more would be its own doing."""
+FORGET_AFTER = 7 * 24 * 3600 * 1000
+"""Milliseconds after which the mark of a writer that has gone is removed."""
+
+_MARK = """
+    INSERT INTO store_writers (writer_id, batch, seen_at) VALUES (%(writer_id)s, %(batch)s, %(now)s)
+    ON CONFLICT (writer_id) DO UPDATE SET batch = excluded.batch, seen_at = excluded.seen_at
+"""
+
+
+class RowLocked(Exception):
+    """Someone else has locked a row for longer than the shared connection may wait."""
+
+
+class Writer:
+    """The connection that transactions are committed on, made anew whenever it is lost.
+
+    Each transaction that changes anything also changes the writer's own row in `store_writers`. When the answer to a
+    COMMIT is lost, that row tells whether it happened. Each transaction holds the writer's own advisory lock from its
+    beginning, which is taken before the row is read: so a server that is still at it is waited for.
+
+    Args:
+        server: Where to connect.
+        clock: The present time in milliseconds, passed to each operation as it is driven.
+        durability: As of the store.
+        lock_timeout: Seconds to wait for a locked row.
+        notice: The statement that tells other processes of a commit, by whether it may have made work.
+    """
+
+    def __init__(
+        self, server: Server, clock: Clock, durability: str, lock_timeout: float, notice: Callable[[bool], str]
+    ) -> None:
+        self.facts = Facts(pooled=False, offset=0)
+        self._server = server
+        self._clock = clock
+        self._lock = random.getrandbits(63)
+        self._settings = settings(durability=durability, lock_timeout=lock_timeout, lock=self._lock)
+        self._notice = notice
+        self._connection: Connection | None = None
+        self._id = str(uuid7())
+        self._batch = 0
+
+    async def open(self) -> None:
+        """Connect.
+
+        Raises:
+            DatabaseError: It is not possible; the message says why.
+        """
+        self._connection, self.facts = await self._server.connect()
+
+    async def forget_gone(self) -> None:
+        """Remove the marks of writers that have gone without a word."""
+        connection = await self._connected()
+        before = self._clock() - FORGET_AFTER
+        await connection.execute("DELETE FROM store_writers WHERE seen_at < %(before)s", {"before": before})
+
+    async def close(self) -> None:
+        """Disconnect."""
+        if self._connection is not None and not self._connection.closed:
+            with contextlib.suppress(psycopg.Error):  # then a later writer forgets it
+                await self._connection.execute("DELETE FROM store_writers WHERE writer_id = %(id)s", {"id": self._id})
+            await self._connection.close()
+        self._connection = None
+
+    def abandon(self) -> None:
+        """Disconnect at once, from another thread or event loop than the writer's own."""
+        if self._connection is not None:
+            self._connection.pgconn.finish()
+
+    async def commit_together(self, requests: Sequence[Request]) -> bool:
+        """Commit guarded requests in one transaction, or each in its own if that fails; return whether rows changed.
+
+        Raises:
+            DatabaseError: The server failed as a whole: nothing was written.
+        """
+
+        async def drive(connection: Connection) -> bool:
+            now = self._clock()
+            return await driver.drive_in_turns(connection, requests, now, [driver.READ_COMMITTED, self._settings])
+
+        try:
+            return await self._commit(drive, wakes=any(request.wakes for request in requests))
+        except TransactionFailed as failure:
+            meaning = translate(failure.error)
+            if isinstance(meaning, DiskFailed | DatabaseCorrupt | ReadOnlyDatabase):
+                raise meaning from meaning.__cause__
+        except MustBeAlone:
+            pass
+        return await self._commit_one_by_one(requests)
+
+    async def _commit_one_by_one(self, requests: Sequence[Request]) -> bool:
+        changed = False
+        for request in requests:
+            try:
+                changed |= await self.commit_alone(request)
+            except RowLocked:
+                request.deferred = True
+        return changed
+
+    async def commit_alone(self, request: Request) -> bool:
+        """Commit one request, which gets its value or its error; return whether it changed rows.
+
+        Raises:
+            RowLocked: A row that it wants is locked by someone else.
+        """
+        request.value = request.error = None
+        begin = driver.READ_COMMITTED if request.guarded else driver.SERIALIZABLE
+
+        async def drive(connection: Connection) -> bool:
+            now = self._clock()
+            async with connection.pipeline():
+                await connection.execute(begin, prepare=False)
+                await connection.execute(self._settings, prepare=False)
+            request.value, changed = await driver.drive_alone(connection, request.make_operation(now, *request.args))
+            return changed
+
+        started = time.monotonic()
+        while True:
+            try:
+                return await self._commit(drive, wakes=request.wakes)
+            except TransactionFailed as failure:
+                waited = time.monotonic() - started
+                if driver.is_locked(failure.error):
+                    raise RowLocked from None
+                if not driver.is_passing(failure.error) or waited >= PATIENCE:
+                    request.error = _final(failure.error, waited)
+                    return False
+            except BaseException as error:  # noqa: BLE001 - whatever it is, it is this caller's alone
+                request.error = RuntimeError("the operation raised it") if isinstance(error, StopIteration) else error
+                return False
+            await asyncio.sleep(RETRY_SECONDS * random.uniform(0.5, 1.5))  # noqa: S311 - jitter, not a secret
+
+    async def _commit(self, drive: Callable[[Connection], Awaitable[bool]], *, wakes: bool) -> bool:
+        """Begin, drive and commit a transaction; return whether it changed rows.
+
+        Raises:
+            TransactionFailed: It was undone.
+            ConnectionLost: The server could not be reached again.
+        """
+        for _ in range(MAX_LOST):
+            connection = await self._connected()
+            self._batch += 1
+            try:
+                changed = await drive(connection)
+            except BaseException:
+                await roll_back(connection)
+                if connection.closed:  # so nothing of it was committed
+                    continue
+                raise
+            if await self._end(connection, changed=changed, wakes=wakes):
+                return changed
+        raise ConnectionLost(f"the connection to {self._server.name} was lost {MAX_LOST} times: nothing was written")
+
+    async def _end(self, connection: Connection, *, changed: bool, wakes: bool) -> bool:
+        """Commit; return whether it happened."""
+        try:
+            async with connection.pipeline():
+                if changed:
+                    await connection.execute(_MARK, self._mark())
+                    await connection.execute(self._notice(wakes))
+                await connection.execute("COMMIT", prepare=False)
+        except psycopg.Error as error:
+            if connection.closed:
+                return changed and await self._has_committed()
+            await roll_back(connection)
+            raise TransactionFailed(error) from None
+        return True
+
+    async def _has_committed(self) -> bool:
+        """Find out whether the last transaction was committed, though its connection was lost.
+
+        Raises:
+            ConnectionLost: The server could not be reached again, so nobody can tell.
+        """
+        while True:
+            try:
+                return await self._read_mark(await self._connected()) >= self._batch
+            except psycopg.Error as error:
+                if self._connection is not None and not self._connection.closed:
+                    raise ConnectionLost("whether it was written is not known: look before you do it again") from error
+
+    async def _read_mark(self, connection: Connection) -> int:
+        """Return the last transaction of this writer that was committed, once none of it is under way any more."""
+        async with connection.transaction():
+            await connection.execute(f"SELECT pg_advisory_xact_lock({self._lock})")
+            cursor = await connection.execute(
+                "SELECT batch FROM store_writers WHERE writer_id = %(id)s", {"id": self._id}
+            )
+            row = await cursor.fetchone()
+        return 0 if row is None else row["batch"]
+
+    async def _connected(self) -> Connection:
+        if self._connection is None or self._connection.closed:
+            self._connection, self.facts = await self._server.connect_patiently(PATIENCE)
+        return self._connection
+
+    def _mark(self) -> dict[str, Any]:
+        return {"writer_id": self._id, "batch": self._batch, "now": self._clock()}
+
+
+def _final(error: psycopg.Error, waited: float) -> Exception:
+    return DatabaseBusy(waited) if driver.is_passing(error) else translate(error)

@@ -1,0 +1,144 @@
+"""Applies pending steps to a PostgreSQL schema: each with its record in one transaction."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import psycopg
+from psycopg.rows import tuple_row
+
+from jobstore.clock import Clock, from_milliseconds, system_clock
+from jobstore.engines.postgres_driver import translate
+from jobstore.engines.postgres_server import Server
+from jobstore.errors import SchemaMismatch
+from jobstore.migrate.steps import POSTGRES_STEPS, Result, Status, Step, check_applied, load_steps, pending_steps
+from jobstore.models import AppliedMigration
+
+LOCK = 0x6A6F6273  # "jobs"
+"""The advisory lock that one migrator of a schema holds at a time, beside a number made of the schema's name."""
+
+_RECORDS = """
+    CREATE TABLE IF NOT EXISTS migrations (
+        name TEXT COLLATE "C" NOT NULL PRIMARY KEY,
+        checksum TEXT NOT NULL,
+        applied_at BIGINT NOT NULL
+    )
+"""
+
+Connection = psycopg.Connection[tuple[object, ...]]
+
+
+class PostgresMigrator:
+    """Brings one PostgreSQL schema up to date: the first of the connection's search_path.
+
+    It makes no backup: that is the server's own tools' (`pg_dump`). A step that fails leaves nothing behind.
+
+    Args:
+        url: The database, as libpq takes it.
+        name: What it is called in messages: without a password.
+        steps: What to apply, in order; by default the steps of this version.
+        clock: The present time in milliseconds.
+
+    Example:
+        >>> PostgresMigrator("postgresql://host/jobs?options=-csearch_path%3Djobs", "jobs").run()
+    """
+
+    def __init__(self, url: str, name: str, steps: Sequence[Step] | None = None, clock: Clock = system_clock) -> None:
+        self._server = Server(url, name, system_clock)
+        self._steps = load_steps(POSTGRES_STEPS) if steps is None else list(steps)
+        self._clock = clock
+
+    def status(self) -> Status:
+        """Return what was applied and what is pending. It changes nothing.
+
+        Raises:
+            DatabaseError: The server cannot be reached, or the schema does not fit this version.
+        """
+        with self._connected() as connection:
+            applied = _read_applied(connection)
+        check_applied(self._steps, applied)
+        return Status(applied, pending_steps(self._steps, applied), holds_anything=False)
+
+    def run(
+        self,
+        announce: Callable[[Step], None] = lambda _: None,
+        backed_up: Callable[[Path], None] = lambda _: None,  # noqa: ARG002 - no backup is made
+    ) -> Result:
+        """Apply what is pending. Several migrators at once are fine: each step is applied by one of them.
+
+        Args:
+            announce: Called with each step before it is applied.
+            backed_up: Never called.
+
+        Raises:
+            DatabaseError: A step failed, and was undone; those before it remain. Or the schema does not fit.
+        """
+        if not self.status().pending:
+            return Result([], None)
+        applied: list[str] = []
+        with self._connected() as connection:
+            for step in self._steps:
+                with connection.transaction():
+                    if self._is_pending(connection, step):
+                        announce(step)
+                        self._apply(connection, step)
+                        applied.append(step.name)
+        return Result(applied, None)
+
+    @contextlib.contextmanager
+    def _connected(self) -> Iterator[Connection]:
+        try:
+            with self._server.connect_blocking(tuple_row) as connection:
+                _require_schema(connection, self._server.name)
+                yield connection
+        except psycopg.Error as error:
+            raise translate(error) from None
+
+    def _is_pending(self, connection: Connection, step: Step) -> bool:
+        """Wait for other migrators, and ask again: one may have been here meanwhile."""
+        connection.execute("SELECT pg_advisory_xact_lock(%s, hashtext(current_schema()))", (LOCK,))
+        applied = _read_applied(connection)
+        check_applied(self._steps, applied)
+        return step in pending_steps(self._steps, applied)
+
+    def _apply(self, connection: Connection, step: Step) -> None:
+        connection.execute(_RECORDS)
+        connection.execute(
+            "INSERT INTO migrations (name, checksum, applied_at) VALUES (%s, %s, %s)",
+            (step.name, step.checksum, self._clock()),
+        )
+        try:
+            step.apply(connection, lambda script: [script])  # the server takes a whole script
+        except Exception as error:  # noqa: BLE001 - of any kind: the step is undone
+            reason = _reason(error)
+            raise SchemaMismatch(f"step {step.name} failed and was undone: {reason}", (step.name,)) from None
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, psycopg.Error):
+        return str(translate(error))
+    return str(error) or type(error).__name__
+
+
+def _require_schema(connection: Connection, name: str) -> None:
+    [(schema,)] = connection.execute("SELECT current_schema()").fetchall()
+    if schema is None:
+        raise SchemaMismatch(f"{name} has none of the schemas of its search_path: create one of them")
+
+
+def _read_applied(connection: Connection) -> list[AppliedMigration]:
+    columns = connection.execute(
+        "SELECT column_name FROM information_schema.columns"
+        " WHERE table_schema = current_schema() AND table_name = 'migrations'"
+    ).fetchall()
+    if not columns:
+        return []
+    if ("checksum",) not in columns:
+        raise SchemaMismatch("the schema has a table `migrations` of another program: use another schema")
+    rows = connection.execute("SELECT name, checksum, applied_at FROM migrations ORDER BY name").fetchall()
+    return [
+        AppliedMigration(name=str(name), checksum=str(checksum), applied_at=from_milliseconds(int(str(at))))
+        for name, checksum, at in rows
+    ]

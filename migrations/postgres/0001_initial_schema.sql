@@ -1,0 +1,174 @@
+-- The first schema: sessions and their files, jobs and their attempts, lanes, state, and the store's identity.
+-- Times are milliseconds since the Unix epoch (UTC), by the clocks of the programs. No CHECK compares two of them:
+-- a clock that steps back must never refuse an answer that was paid for.
+-- Names and keys are in the order of their bytes (COLLATE "C"), as in SQLite, so that lists and prefixes are the
+-- same whatever the database's own collation. JSON is not JSONB, which refuses NUL escapes and reorders keys.
+
+CREATE TABLE store_identity (
+    singleton BIGINT PRIMARY KEY CHECK (singleton = 1),
+    store_id TEXT NOT NULL
+);
+
+INSERT INTO store_identity (singleton, store_id) VALUES (1, replace(gen_random_uuid()::text, '-', ''));
+
+-- The last transaction of each writing connection, changed within that transaction: when the answer to a COMMIT was
+-- lost, this tells whether it happened. The number of a transaction would not: after a crash the server may give
+-- the number of one that was lost to another.
+CREATE TABLE store_writers (
+    writer_id TEXT COLLATE "C" NOT NULL PRIMARY KEY,
+    batch BIGINT NOT NULL,
+    seen_at BIGINT NOT NULL
+) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000);
+
+CREATE TABLE sessions (
+    id TEXT COLLATE "C" NOT NULL PRIMARY KEY,
+    name TEXT NOT NULL,
+    project_directory TEXT NOT NULL,
+    project_hash TEXT COLLATE "C" NOT NULL,
+    search_term TEXT NOT NULL DEFAULT '',
+    title_regex TEXT NOT NULL DEFAULT '',
+    content_regex TEXT NOT NULL DEFAULT '',
+    negative_title_regex TEXT NOT NULL DEFAULT '',
+    negative_content_regex TEXT NOT NULL DEFAULT '',
+    is_regex_active BIGINT NOT NULL DEFAULT 0 CHECK (is_regex_active IN (0, 1)),
+    search_selected_files_only BIGINT NOT NULL DEFAULT 0 CHECK (search_selected_files_only IN (0, 1)),
+    model_used TEXT,
+    model_settings JSON NOT NULL DEFAULT '{}',
+    created_at BIGINT NOT NULL,
+    updated_at BIGINT NOT NULL,
+    task_description TEXT NOT NULL DEFAULT '',
+    codebase_structure TEXT NOT NULL DEFAULT ''
+);
+
+CREATE INDEX sessions_by_project ON sessions (project_hash, created_at, id);
+
+-- position keeps the order in which the paths were given.
+CREATE TABLE included_files (
+    session_id TEXT COLLATE "C" NOT NULL REFERENCES sessions (id) ON DELETE CASCADE,
+    path TEXT COLLATE "C" NOT NULL,
+    position BIGINT NOT NULL,
+    PRIMARY KEY (session_id, path)
+);
+
+CREATE TABLE excluded_files (
+    session_id TEXT COLLATE "C" NOT NULL REFERENCES sessions (id) ON DELETE CASCADE,
+    path TEXT COLLATE "C" NOT NULL,
+    position BIGINT NOT NULL,
+    PRIMARY KEY (session_id, path)
+);
+
+-- The pairs that jobs come in: a claim looks into each lane's own end of the index.
+CREATE TABLE lanes (
+    task_type TEXT COLLATE "C" NOT NULL,
+    api_type TEXT COLLATE "C" NOT NULL,
+    PRIMARY KEY (task_type, api_type)
+);
+
+-- Vacuumed early: what finished jobs leave behind in the index of idle ones is what a claim would wade through.
+CREATE TABLE background_jobs (
+    id TEXT COLLATE "C" NOT NULL PRIMARY KEY,
+    session_id TEXT COLLATE "C" REFERENCES sessions (id) ON DELETE CASCADE,
+    task_type TEXT COLLATE "C" NOT NULL CHECK (task_type <> ''),
+    api_type TEXT COLLATE "C" NOT NULL CHECK (api_type <> ''),
+    model_used TEXT,
+    status TEXT COLLATE "C" NOT NULL
+        CHECK (status IN ('idle', 'scheduled', 'running', 'completed', 'failed', 'canceled')),
+    status_message TEXT,
+    priority BIGINT NOT NULL DEFAULT 0 CHECK (priority BETWEEN -2147483648 AND 2147483647),
+    run_at BIGINT NOT NULL,
+    attempt BIGINT NOT NULL DEFAULT 0 CHECK (attempt >= 0),
+    attempts_used BIGINT NOT NULL DEFAULT 0 CHECK (attempts_used BETWEEN 0 AND attempt),
+    max_attempts BIGINT NOT NULL DEFAULT 3 CHECK (max_attempts >= 1),
+    timeout DOUBLE PRECISION CHECK (timeout > 0),
+    idempotency_key TEXT COLLATE "C" CHECK (idempotency_key <> ''),
+    cancel_requested_at BIGINT,
+    error_type TEXT,
+    error_message TEXT,
+    input_tokens BIGINT CHECK (input_tokens >= 0),
+    output_tokens BIGINT CHECK (output_tokens >= 0),
+    cache_read_tokens BIGINT CHECK (cache_read_tokens >= 0),
+    cache_write_tokens BIGINT CHECK (cache_write_tokens >= 0),
+    reasoning_tokens BIGINT CHECK (reasoning_tokens >= 0),
+    cost DOUBLE PRECISION CHECK (cost >= 0),
+    cleared BIGINT NOT NULL DEFAULT 0 CHECK (cleared IN (0, 1)),
+    created_at BIGINT NOT NULL,
+    updated_at BIGINT NOT NULL,
+    started_at BIGINT,
+    finished_at BIGINT,
+    prompt_file_path TEXT COLLATE "C",
+    prompt_bytes BIGINT,
+    prompt_sha256 TEXT,
+    output_file_path TEXT COLLATE "C",
+    output_bytes BIGINT,
+    output_sha256 TEXT,
+    metadata JSON NOT NULL DEFAULT '{}',
+    prompt TEXT NOT NULL,
+    response TEXT,
+    CHECK ((finished_at IS NOT NULL) = (status IN ('completed', 'failed', 'canceled'))),
+    CHECK (status <> 'running' OR (attempt >= 1 AND started_at IS NOT NULL))
+) WITH (autovacuum_vacuum_scale_factor = 0.01, autovacuum_vacuum_threshold = 1000);
+
+CREATE INDEX background_jobs_claim ON background_jobs (task_type, api_type, priority DESC, run_at, id)
+    WHERE status = 'idle';
+CREATE INDEX background_jobs_due ON background_jobs (run_at) WHERE status = 'scheduled';
+CREATE INDEX background_jobs_list ON background_jobs (task_type, api_type, status, cleared, created_at, id);
+CREATE INDEX background_jobs_by_session ON background_jobs (session_id, status, cleared, created_at, id)
+    WHERE session_id IS NOT NULL;
+CREATE INDEX background_jobs_finished ON background_jobs (finished_at, id) WHERE finished_at IS NOT NULL;
+CREATE UNIQUE INDEX background_jobs_idempotency ON background_jobs (idempotency_key)
+    WHERE idempotency_key IS NOT NULL;
+-- A sweep asks for each file whether a row names it.
+CREATE INDEX background_jobs_prompt_file ON background_jobs (prompt_file_path) WHERE prompt_file_path IS NOT NULL;
+CREATE INDEX background_jobs_output_file ON background_jobs (output_file_path) WHERE output_file_path IS NOT NULL;
+
+-- In the database, so that rows inserted by a user's own SQL are claimed too.
+CREATE FUNCTION background_jobs_note_lane() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    IF NOT EXISTS (SELECT 1 FROM lanes WHERE task_type = NEW.task_type AND api_type = NEW.api_type) THEN
+        INSERT INTO lanes (task_type, api_type) VALUES (NEW.task_type, NEW.api_type) ON CONFLICT DO NOTHING;
+    END IF;
+    RETURN NULL;
+END
+$$;
+
+CREATE TRIGGER background_jobs_lane_of_new AFTER INSERT ON background_jobs
+FOR EACH ROW EXECUTE FUNCTION background_jobs_note_lane();
+
+CREATE TRIGGER background_jobs_lane_of_changed AFTER UPDATE OF task_type, api_type ON background_jobs
+FOR EACH ROW EXECUTE FUNCTION background_jobs_note_lane();
+
+-- Narrow, so that a heartbeat never rewrites a prompt.
+CREATE TABLE job_attempts (
+    job_id TEXT COLLATE "C" NOT NULL REFERENCES background_jobs (id) ON DELETE CASCADE,
+    attempt BIGINT NOT NULL CHECK (attempt >= 1),
+    worker_id TEXT NOT NULL,
+    lease_expires_at BIGINT NOT NULL,
+    started_at BIGINT NOT NULL,
+    finished_at BIGINT,
+    outcome TEXT CHECK (outcome IN ('completed', 'failed', 'snoozed', 'released', 'canceled', 'lost')),
+    error_type TEXT,
+    error_message TEXT,
+    output_file_path TEXT COLLATE "C",
+    output_bytes BIGINT CHECK (output_bytes >= 0),
+    PRIMARY KEY (job_id, attempt),
+    CHECK ((finished_at IS NULL) = (outcome IS NULL))
+) WITH (autovacuum_vacuum_scale_factor = 0.01, autovacuum_vacuum_threshold = 1000);
+
+CREATE INDEX job_attempts_lease ON job_attempts (lease_expires_at) WHERE finished_at IS NULL;
+CREATE INDEX job_attempts_output_file ON job_attempts (output_file_path) WHERE output_file_path IS NOT NULL;
+
+CREATE TABLE cached_state (
+    project_hash TEXT COLLATE "C" NOT NULL,
+    key TEXT COLLATE "C" NOT NULL,
+    project_directory TEXT NOT NULL,
+    updated_at BIGINT NOT NULL,
+    expires_at BIGINT,
+    value JSON NOT NULL,
+    PRIMARY KEY (project_hash, key)
+);
+
+CREATE TABLE key_value_store (
+    key TEXT COLLATE "C" NOT NULL PRIMARY KEY,
+    updated_at BIGINT NOT NULL,
+    value JSON NOT NULL
+);
