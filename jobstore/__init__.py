@@ -48,8 +48,10 @@ from jobstore.models import (
     Session,
     Usage,
 )
+from jobstore.operations.jobs import enqueue_new as enqueue
 from jobstore.sql import MakeOperation, Operation, Row, execute, execute_many, fetch_all, fetch_one
 from jobstore.store import JobStore, close_database, ensure_connection
+from jobstore.transactions import drive
 
 __all__ = [
     "AppliedMigration",
@@ -95,6 +97,8 @@ __all__ = [
     "StoreClosed",
     "Usage",
     "close_database",
+    "drive",
+    "enqueue",
     "ensure_connection",
     "execute",
     "execute_many",

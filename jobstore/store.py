@@ -65,7 +65,7 @@ class JobStore:
         migrate: bool = False,
         outputs: str | os.PathLike[str] | None = None,
         pool_size: int = 4,
-        inline_limit: int = 65536,
+        inline_limit: int = jobs.INLINE_LIMIT,
         durability: Literal["full", "normal"] = "full",
         clock: Clock = system_clock,
     ) -> None:

@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeVar
 
 import psycopg
 from psycopg import AsyncConnection, errors
+from psycopg.abc import AdaptContext
 from psycopg.rows import DictRow, dict_row
 from psycopg.types.numeric import Int8Dumper
 from psycopg.types.string import TextLoader
@@ -41,6 +42,8 @@ DIALECT = Dialect(
     holds_nul=False,
 )
 
+CHANNEL = "'jobstore:' || current_schema()"
+"""What processes listen on, as SQL."""
 SERIALIZABLE = "BEGIN ISOLATION LEVEL SERIALIZABLE"
 READ_COMMITTED = "BEGIN ISOLATION LEVEL READ COMMITTED"
 SNAPSHOT = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
@@ -161,6 +164,51 @@ async def read(connection: Connection, operation: Operation[T]) -> T:
     finally:
         await roll_back(connection)
     return value
+
+
+async def drive_for(connection: AsyncConnection[Any], operation: Operation[T]) -> T:
+    """Drive an operation in the transaction of a connection that is a user's, all of it or nothing.
+
+    Raises:
+        DatabaseError: A statement failed that the operation did not expect, or the connection was lost.
+    """
+    try:
+        async with connection.transaction():
+            value = await _drive_statements(connection, operation)
+            await connection.execute(f"SELECT pg_notify({CHANNEL}, ':work')")
+    except psycopg.Error as error:
+        raise translate(error) from None
+    return value
+
+
+async def _drive_statements(connection: AsyncConnection[Any], operation: Operation[T]) -> T:
+    try:
+        statement = next(operation)
+        while True:
+            try:
+                async with connection.transaction():  # a savepoint
+                    result = await _fetched(statement.fetch, await _send_for(connection, statement))
+            except psycopg.Error as error:
+                statement = operation.throw(translate(error))
+            except (InvalidArgument, StatementFailed) as error:
+                statement = operation.throw(error)
+            else:
+                statement = operation.send(result)
+    except StopIteration as stop:
+        value: T = stop.value
+        return value
+
+
+async def _send_for(connection: AsyncConnection[Any], statement: Statement) -> Sent:
+    if statement.fetch == "dialect":
+        return []
+    query, rows = to_psycopg(statement.sql), statement.parameters
+    cursors = []
+    for row in rows if isinstance(rows, list) else [rows]:
+        cursor = connection.cursor(row_factory=dict_row)
+        configure(cursor)
+        cursors.append(await cursor.execute(query, _checked(row)))
+    return cursors
 
 
 async def roll_back(connection: Connection) -> None:
@@ -364,9 +412,10 @@ def _quotes_text(error: psycopg.Error) -> bool:
     return (error.sqlstate or "").startswith("22") or (error.sqlstate is None and isinstance(error, psycopg.DataError))
 
 
-def configure(connection: Connection) -> None:
-    """Make a connection give and take values as every engine does."""
-    connection.row_factory = dict_row
+def configure(context: AdaptContext) -> None:
+    """Make a connection or a cursor give and take values as every engine does."""
+    if context.adapters is None:
+        raise AssertionError
     # Whole numbers of any size are one type, so that a statement is prepared once; JSON comes as its text.
-    connection.adapters.register_dumper(int, Int8Dumper)
-    connection.adapters.register_loader("json", TextLoader)
+    context.adapters.register_dumper(int, Int8Dumper)
+    context.adapters.register_loader("json", TextLoader)

@@ -10,7 +10,7 @@ from typing import NamedTuple, TypeVar
 import psycopg
 import psycopg_pool
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
-from psycopg.rows import RowFactory
+from psycopg.rows import RowFactory, dict_row
 
 from jobstore.clock import Clock
 from jobstore.engines.postgres_driver import Connection, configure, translate
@@ -64,7 +64,7 @@ class Server:
             SchemaMismatch: The server is too old.
         """
         try:
-            connection = await Connection.connect(self._conninfo, autocommit=True)
+            connection = await Connection.connect(self._conninfo, autocommit=True, row_factory=dict_row)
         except psycopg.Error as error:
             raise self._unreachable(error) from None
         try:
@@ -125,7 +125,7 @@ class Server:
         return psycopg_pool.AsyncConnectionPool(
             self._conninfo,
             connection_class=Connection,
-            kwargs={"autocommit": True},
+            kwargs={"autocommit": True, "row_factory": dict_row},
             min_size=0,
             max_size=size,
             timeout=timeout,

@@ -6,12 +6,16 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
+from uuid_utils import uuid7
+
 from jobstore.clock import to_milliseconds
-from jobstore.errors import ConstraintFailed, InvalidTransition, JobNotFound, OutputError, SessionNotFound
+from jobstore.errors import ConstraintFailed, InvalidJob, InvalidTransition, JobNotFound, OutputError, SessionNotFound
 from jobstore.lifecycle import TERMINAL, WAITING, JobStatus
 from jobstore.models import Job, NewJob, Text, dump_json
-from jobstore.sql import Operation, Row, Statement, Value, execute, fetch_all, fetch_one, guarded, placeholders
+from jobstore.sql import Operation, Row, Statement, Value, dialect, execute, fetch_all, fetch_one, guarded, placeholders
 
+INLINE_LIMIT = 65536
+"""Bytes up to which a text stays in its row, unless the store is opened with another limit."""
 MAX_ROWS = 1000
 """An operation changes no more rows than this: one that promoted 200,000 held the writer for 4.7 s (measured)."""
 MAX_FILE_AGE = 12 * 3600 * 1000
@@ -51,6 +55,26 @@ def enqueue(now: int, job_id: str, new: NewJob, prompt: Text) -> Operation[Job]:
         row["run_at"] = run_at = to_milliseconds(new.run_at)
         row["status"] = "scheduled" if run_at > now else "idle"
     return (yield from insert(row))
+
+
+@guarded
+def enqueue_new(now: int, new: NewJob) -> Operation[Job]:
+    """Enqueue a job as a part of an operation of your own.
+
+    Example:
+        >>> def place_order(now: int, item: str) -> Operation[Job]:
+        ...     yield from execute("INSERT INTO orders (item) VALUES (:item)", item=item)
+        ...     return (yield from enqueue(now, NewJob(prompt=f"Order {item}", task_type="order", api_type="claude")))
+
+    Raises:
+        InvalidJob: The prompt belongs into a file, which an operation cannot write: `store.jobs.enqueue` can.
+        SessionNotFound: There is no such session.
+    """
+    size = len(new.prompt.encode())
+    facts = yield from dialect()
+    if size > INLINE_LIMIT or ("\0" in new.prompt and not facts.holds_nul):
+        raise InvalidJob("prompt", "is too large, or of characters that do not fit a row: use store.jobs.enqueue()")
+    return (yield from enqueue(now, str(uuid7()), new, Text(new.prompt, size=size)))
 
 
 def new_row(now: int, job_id: str, new: NewJob, prompt: Text) -> dict[str, Value]:

@@ -15,6 +15,7 @@ from jobstore import (
     ConstraintFailed,
     DatabaseError,
     InvalidArgument,
+    InvalidJob,
     Job,
     JobStatus,
     JobStore,
@@ -410,3 +411,40 @@ async def test_a_running_claim_of_the_store_survives_its_closing(
     await store.close()
     async with JobStore(database, clock=clock) as again:
         assert (await again.jobs.complete(claimed, "answer")).response == "answer"
+
+
+def increment(_now: int) -> Operation[None]:
+    """Read, then write what was computed of it."""
+    row = yield from fetch_one("SELECT count FROM counters")
+    assert row is not None
+    yield from execute("UPDATE counters SET count = :count", count=row["count"] + 1)
+
+
+async def test_operations_that_read_and_then_write_lose_no_update(
+    store: JobStore, database: Path | str, clock: FakeClock
+) -> None:
+    await store.execute("CREATE TABLE counters (count BIGINT)")
+    await store.execute("INSERT INTO counters (count) VALUES (0)")
+    async with JobStore(database, clock=clock) as another:
+        await asyncio.gather(*(one.run(increment) for one in [store, another] * 25))
+    assert await store.execute("SELECT count FROM counters") == [{"count": 50}]
+
+
+def order_with_job(now: int, name: str) -> Operation[Job]:
+    yield from execute("INSERT INTO orders (name) VALUES (:name)", name=name)
+    return (yield from jobstore.enqueue(now, NewJob(prompt=f"Handle {name}", task_type="order", api_type="claude")))
+
+
+async def test_a_job_is_enqueued_together_with_rows_of_ones_own(with_orders: JobStore) -> None:
+    job = await with_orders.run(order_with_job, "tea")
+    assert await with_orders.jobs.get(job.id) == job
+    with pytest.raises(ConstraintFailed):
+        await with_orders.run(order_with_job, "tea")
+    assert await with_orders.jobs.count() == 1
+
+
+async def test_a_prompt_that_belongs_into_a_file_is_refused_by_an_operation(with_orders: JobStore) -> None:
+    with pytest.raises(InvalidJob) as refusal:
+        await with_orders.run(order_with_job, "tea" * 65536)
+    assert refusal.value.field == "prompt"
+    assert await with_orders.execute("SELECT name FROM orders") == []

@@ -59,6 +59,8 @@ PUBLIC = [
     "StoreClosed",
     "Usage",
     "close_database",
+    "drive",
+    "enqueue",
     "ensure_connection",
     "execute",
     "execute_many",

@@ -1,0 +1,130 @@
+"""Operations in a transaction of the user's own: their rows and the job commit together, or neither does."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import aiosqlite
+import psycopg
+import pytest
+from blockbuster import BlockBuster
+
+from jobstore import InvalidArgument, Job, JobStore, NewJob, Operation, SessionNotFound, drive, enqueue, execute
+from tests import postgres
+
+NOW = 1_750_000_000_000
+
+
+@pytest.fixture(autouse=True)
+def _sqlite3_blocks(_no_blocking_of_the_event_loop: BlockBuster) -> None:
+    """A connection of sqlite3's own is the user's to block on."""
+    for name in ("sqlite3.Connection.execute", "sqlite3.Cursor.fetchall"):
+        _no_blocking_of_the_event_loop.functions[name].deactivate()
+
+
+@pytest.fixture(scope="module")
+def postgres_url() -> Iterator[str]:
+    with postgres.running_server() as server, postgres.new_database(server) as url:
+        yield url
+
+
+def order(session_id: str | None = None) -> Operation[Job]:
+    yield from execute("INSERT INTO orders (item) VALUES (:item)", item="by the operation")
+    new = NewJob(prompt="Brew tea", task_type="order", api_type="claude", session_id=session_id)
+    return (yield from enqueue(NOW, new))
+
+
+async def committed(store: JobStore) -> tuple[list[str], int]:
+    rows = await store.execute("SELECT item FROM orders ORDER BY item")
+    return [row["item"] for row in rows], await store.jobs.count()
+
+
+@pytest.fixture
+async def with_orders(store: JobStore) -> JobStore:
+    await store.execute("CREATE TABLE orders (item TEXT)")
+    return store
+
+
+@pytest.mark.parametrize("commit", [True, False])
+async def test_on_a_connection_of_sqlite3(with_orders: JobStore, database: Path, commit: bool) -> None:  # noqa: FBT001
+    with closing(sqlite3.connect(database, isolation_level=None)) as connection:
+        connection.execute("BEGIN IMMEDIATE")
+        connection.execute("INSERT INTO orders (item) VALUES ('by hand')")
+        job = await drive(connection, order())
+        connection.execute("COMMIT" if commit else "ROLLBACK")
+    assert await committed(with_orders) == ((["by hand", "by the operation"], 1) if commit else ([], 0))
+    if commit:
+        assert await with_orders.jobs.get(job.id) == job
+
+
+@pytest.mark.parametrize("commit", [True, False])
+async def test_on_a_connection_of_aiosqlite(with_orders: JobStore, database: Path, commit: bool) -> None:  # noqa: FBT001
+    async with aiosqlite.connect(database, isolation_level=None) as connection:
+        await connection.execute("BEGIN IMMEDIATE")
+        await connection.execute("INSERT INTO orders (item) VALUES ('by hand')")
+        await drive(connection, order())
+        await connection.execute("COMMIT" if commit else "ROLLBACK")
+    assert await committed(with_orders) == ((["by hand", "by the operation"], 1) if commit else ([], 0))
+
+
+@pytest.mark.parametrize("commit", [True, False])
+async def test_on_a_connection_of_psycopg(postgres_url: str, commit: bool) -> None:  # noqa: FBT001
+    postgres.empty(postgres_url)
+    async with JobStore(postgres_url, migrate=True) as store:
+        await store.execute("CREATE TABLE orders (item TEXT)")
+        async with await psycopg.AsyncConnection.connect(postgres_url) as connection:
+            await connection.execute("INSERT INTO orders (item) VALUES ('by hand')")
+            seen = await store.jobs.wake()
+            job = await drive(connection, order())
+            await (connection.commit() if commit else connection.rollback())
+        assert await committed(store) == ((["by hand", "by the operation"], 1) if commit else ([], 0))
+        if commit:
+            assert await store.jobs.wake(since=seen) != seen
+            assert await store.jobs.get(job.id) == job
+
+
+async def test_an_operation_that_fails_takes_back_what_it_did_and_no_more(
+    with_orders: JobStore, database: Path, postgres_url: str
+) -> None:
+    with closing(sqlite3.connect(database, isolation_level=None)) as connection:
+        connection.execute("PRAGMA foreign_keys=ON")
+        connection.execute("BEGIN IMMEDIATE")
+        connection.execute("INSERT INTO orders (item) VALUES ('by hand')")
+        with pytest.raises(SessionNotFound):
+            await drive(connection, order(session_id="nobody"))
+        connection.execute("COMMIT")
+    async with aiosqlite.connect(database, isolation_level=None) as connection:
+        await connection.execute("PRAGMA foreign_keys=ON")
+        await connection.execute("BEGIN IMMEDIATE")
+        with pytest.raises(SessionNotFound):
+            await drive(connection, order(session_id="nobody"))
+        await connection.execute("COMMIT")
+    assert await committed(with_orders) == (["by hand"], 0)
+    postgres.empty(postgres_url)
+    async with JobStore(postgres_url, migrate=True) as store:
+        await store.execute("CREATE TABLE orders (item TEXT)")
+        async with await psycopg.AsyncConnection.connect(postgres_url) as connection:
+            await connection.execute("INSERT INTO orders (item) VALUES ('by hand')")
+            with pytest.raises(SessionNotFound):
+                await drive(connection, order(session_id="nobody"))
+        assert await committed(store) == (["by hand"], 0)
+
+
+async def test_a_connection_without_a_transaction_is_refused(database: Path, postgres_url: str) -> None:
+    with closing(sqlite3.connect(database, isolation_level=None)) as plain:
+        await refused(plain)
+    async with aiosqlite.connect(database, isolation_level=None) as threaded:
+        await refused(threaded)
+    async with await psycopg.AsyncConnection.connect(postgres_url, autocommit=True) as connection:
+        await refused(connection)
+    await refused("a text")
+
+
+async def refused(connection: Any) -> None:  # noqa: ANN401
+    with pytest.raises(InvalidArgument) as refusal:
+        await drive(connection, order())
+    assert refusal.value.field == "connection"
