@@ -12,6 +12,8 @@ import aiosqlite
 import psycopg
 import pytest
 from blockbuster import BlockBuster
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import create_async_engine
 
 from jobstore import InvalidArgument, Job, JobStore, NewJob, Operation, SessionNotFound, drive, enqueue, execute
 from tests import postgres
@@ -85,6 +87,21 @@ async def test_on_a_connection_of_psycopg(postgres_url: str, commit: bool) -> No
         if commit:
             assert await store.jobs.wake(since=seen) != seen
             assert await store.jobs.get(job.id) == job
+
+
+async def test_on_a_connection_of_sqlalchemy_to_postgresql(postgres_url: str) -> None:
+    postgres.empty(postgres_url)
+    async with JobStore(postgres_url, migrate=True) as store:
+        await store.execute("CREATE TABLE orders (item TEXT)")
+        engine = create_async_engine(postgres_url.replace("postgresql://", "postgresql+psycopg://"))
+        async with engine.begin() as connection:
+            await connection.execute(text("INSERT INTO orders (item) VALUES ('by hand')"))
+            await drive(connection, order())
+        async with engine.connect() as connection:
+            with pytest.raises(InvalidArgument):
+                await drive(connection, order())
+        await engine.dispose()
+        assert await committed(store) == (["by hand", "by the operation"], 1)
 
 
 async def test_an_operation_that_fails_takes_back_what_it_did_and_no_more(
