@@ -54,7 +54,7 @@ class Server:
     def __init__(self, url: str, name: str, host_clock: Clock) -> None:
         self.name = name
         self._host_clock = host_clock
-        self._conninfo = _read(url)
+        self._conninfo = _read(url, name)
 
     async def connect(self) -> tuple[Connection, Facts]:
         """Connect once.
@@ -152,8 +152,13 @@ class Server:
             raise SchemaMismatch(f"{self.name} runs PostgreSQL {version // 10000}: {MINIMUM_SERVER // 10000} is needed")
 
     def _unreachable(self, error: psycopg.Error) -> DatabaseNotFound:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()
-        return DatabaseNotFound(self.name, f"{reason} (check the address, the database, the user and the password)")
+        lines = [line for line in str(error).splitlines() if line.strip() and not line.startswith("\t")]  # advice
+        reason = "; ".join(dict.fromkeys(line.removeprefix("connection failed: ") for line in lines))
+        return DatabaseNotFound(
+            self.name,
+            f"{reason or type(error).__name__} (check the address, the database, the user, and the password: it is "
+            "taken from the URL, PGPASSWORD or ~/.pgpass)",
+        )
 
 
 def settings(*, durability: str, lock_timeout: float, lock: int) -> str:
@@ -169,13 +174,22 @@ def settings(*, durability: str, lock_timeout: float, lock: int) -> str:
     )
 
 
-def _read(url: str) -> str:
+def _read(url: str, name: str) -> str:
     """Return the connection's parameters, with defaults."""
     try:
         parameters = conninfo_to_dict(url)
-    except psycopg.Error:  # whose text quotes the URL, password and all
+    except psycopg.Error:  # whose text may quote the password
         parameters = None
     if parameters is None:
-        raise InvalidArgument("url", "is no PostgreSQL URL: write postgresql://user:password@host/database")
+        raise InvalidArgument("url", f"is no PostgreSQL URL: {_complaint(name)}")
     defaults: dict[str, str | int | None] = {"application_name": "jobstore", "connect_timeout": CONNECT_TIMEOUT}
     return make_conninfo("", **{**defaults, **parameters})
+
+
+def _complaint(name: str) -> str:
+    """Return what libpq says of a URL without its password."""
+    try:
+        conninfo_to_dict(name)
+    except psycopg.Error as error:
+        return str(error).strip()
+    return "write % in a password as %25"
