@@ -88,7 +88,7 @@ class Server:
             SchemaMismatch: The server is too old.
         """
         try:
-            connection = psycopg.Connection.connect(self._conninfo, row_factory=row_factory)
+            connection = psycopg.Connection.connect(self._conninfo, autocommit=True, row_factory=row_factory)
         except psycopg.Error as error:
             raise self._unreachable(error) from None
         try:
