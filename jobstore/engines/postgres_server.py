@@ -63,10 +63,9 @@ class Server:
             DatabaseNotFound: There is no such server, database or user, or the password is wrong.
             SchemaMismatch: The server is too old.
         """
-        try:
-            connection = await Connection.connect(self._conninfo, autocommit=True)
-        except psycopg.Error as error:
-            raise self._unreachable(error) from None
+        connection = await self._reach()
+        if isinstance(connection, DatabaseNotFound):  # raised out here: psycopg's error holds the password
+            raise connection
         try:
             configure(connection)
             facts = await self._look(connection)
@@ -87,10 +86,9 @@ class Server:
             DatabaseNotFound: There is no such server, database or user, or the password is wrong.
             SchemaMismatch: The server is too old.
         """
-        try:
-            connection = psycopg.Connection.connect(self._conninfo, autocommit=True, row_factory=row_factory)
-        except psycopg.Error as error:
-            raise self._unreachable(error) from None
+        connection = self._reach_blocking(row_factory)
+        if isinstance(connection, DatabaseNotFound):
+            raise connection
         try:
             self._refuse_if_old(connection.info.server_version)
         except SchemaMismatch:
@@ -133,6 +131,18 @@ class Server:
             open=False,
             name="jobstore",
         )
+
+    async def _reach(self) -> Connection | DatabaseNotFound:
+        try:
+            return await Connection.connect(self._conninfo, autocommit=True)
+        except psycopg.Error as error:
+            return self._unreachable(error)
+
+    def _reach_blocking(self, row_factory: RowFactory[R]) -> psycopg.Connection[R] | DatabaseNotFound:
+        try:
+            return psycopg.Connection.connect(self._conninfo, autocommit=True, row_factory=row_factory)
+        except psycopg.Error as error:
+            return self._unreachable(error)
 
     async def _look(self, connection: Connection) -> Facts:
         self._refuse_if_old(connection.info.server_version)
