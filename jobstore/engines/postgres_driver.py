@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal, TypeVar
@@ -84,6 +85,26 @@ class _Drive:
     changed: bool = False
 
 
+@contextlib.asynccontextmanager
+async def pipeline(connection: Connection) -> AsyncIterator[None]:
+    """Send what is executed within without waiting for the results; at the end all are there.
+
+    After a failure, psycopg would log what else fails at the pipeline's end, values that the server quotes included.
+    """
+    failure: BaseException | None = None
+    try:
+        async with connection.pipeline():
+            try:
+                yield
+            except BaseException as error:  # noqa: BLE001 - raised below, whatever it is
+                failure = error
+    except psycopg.Error:
+        if failure is None:
+            raise
+    if failure is not None:
+        raise failure
+
+
 async def drive_in_turns(connection: Connection, requests: Sequence[Request], now: int, prelude: Sequence[str]) -> bool:
     """Drive operations through a pipeline, the first statement of each in one round trip, then the second of each.
 
@@ -107,7 +128,7 @@ async def drive_in_turns(connection: Connection, requests: Sequence[Request], no
     first = list(prelude)
     while running or first:
         try:
-            async with connection.pipeline():
+            async with pipeline(connection):
                 for sql in first:
                     await connection.execute(sql, prepare=False)
                 cursors = [await _send(connection, drive.statement) for drive in running]
@@ -308,7 +329,7 @@ def _wrote(cursor: psycopg.AsyncCursor[DictRow]) -> bool:
 async def _in_savepoint(connection: Connection, statement: Statement) -> tuple[Any, bool]:
     """Run a statement in one round trip; if it fails, the transaction is as it was before."""
     try:
-        async with connection.pipeline():
+        async with pipeline(connection):
             await connection.execute("SAVEPOINT operation", prepare=False)
             sent = await _send(connection, statement, prepare=False)
             await connection.execute("RELEASE operation", prepare=False)

@@ -54,7 +54,7 @@ class Server:
     def __init__(self, url: str, name: str, host_clock: Clock) -> None:
         self.name = name
         self._host_clock = host_clock
-        self._conninfo = _read(url)
+        self._conninfo = _read(url, name)
 
     async def connect(self) -> tuple[Connection, Facts]:
         """Connect once.
@@ -63,10 +63,9 @@ class Server:
             DatabaseNotFound: There is no such server, database or user, or the password is wrong.
             SchemaMismatch: The server is too old.
         """
-        try:
-            connection = await Connection.connect(self._conninfo, autocommit=True, row_factory=dict_row)
-        except psycopg.Error as error:
-            raise self._unreachable(error) from None
+        connection = await self._reach()
+        if isinstance(connection, DatabaseNotFound):  # raised out here: psycopg's error holds the password
+            raise connection
         try:
             configure(connection)
             facts = await self._look(connection)
@@ -87,10 +86,9 @@ class Server:
             DatabaseNotFound: There is no such server, database or user, or the password is wrong.
             SchemaMismatch: The server is too old.
         """
-        try:
-            connection = psycopg.Connection.connect(self._conninfo, row_factory=row_factory)
-        except psycopg.Error as error:
-            raise self._unreachable(error) from None
+        connection = self._reach_blocking(row_factory)
+        if isinstance(connection, DatabaseNotFound):
+            raise connection
         try:
             self._refuse_if_old(connection.info.server_version)
         except SchemaMismatch:
@@ -134,6 +132,18 @@ class Server:
             name="jobstore",
         )
 
+    async def _reach(self) -> Connection | DatabaseNotFound:
+        try:
+            return await Connection.connect(self._conninfo, autocommit=True, row_factory=dict_row)
+        except psycopg.Error as error:
+            return self._unreachable(error)
+
+    def _reach_blocking(self, row_factory: RowFactory[R]) -> psycopg.Connection[R] | DatabaseNotFound:
+        try:
+            return psycopg.Connection.connect(self._conninfo, autocommit=True, row_factory=row_factory)
+        except psycopg.Error as error:
+            return self._unreachable(error)
+
     async def _look(self, connection: Connection) -> Facts:
         self._refuse_if_old(connection.info.server_version)
         before = self._host_clock()
@@ -152,8 +162,13 @@ class Server:
             raise SchemaMismatch(f"{self.name} runs PostgreSQL {version // 10000}: {MINIMUM_SERVER // 10000} is needed")
 
     def _unreachable(self, error: psycopg.Error) -> DatabaseNotFound:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()
-        return DatabaseNotFound(self.name, f"{reason} (check the address, the database, the user and the password)")
+        lines = [line for line in str(error).splitlines() if line.strip() and not line.startswith("\t")]  # advice
+        reason = "; ".join(dict.fromkeys(line.removeprefix("connection failed: ") for line in lines))
+        return DatabaseNotFound(
+            self.name,
+            f"{reason or type(error).__name__} (check the address, the database, the user, and the password: it is "
+            "taken from the URL, PGPASSWORD or ~/.pgpass)",
+        )
 
 
 def settings(*, durability: str, lock_timeout: float, lock: int) -> str:
@@ -169,13 +184,22 @@ def settings(*, durability: str, lock_timeout: float, lock: int) -> str:
     )
 
 
-def _read(url: str) -> str:
+def _read(url: str, name: str) -> str:
     """Return the connection's parameters, with defaults."""
     try:
         parameters = conninfo_to_dict(url)
-    except psycopg.Error:  # whose text quotes the URL, password and all
+    except psycopg.Error:  # whose text may quote the password
         parameters = None
     if parameters is None:
-        raise InvalidArgument("url", "is no PostgreSQL URL: write postgresql://user:password@host/database")
+        raise InvalidArgument("url", f"is no PostgreSQL URL: {_complaint(name)}")
     defaults: dict[str, str | int | None] = {"application_name": "jobstore", "connect_timeout": CONNECT_TIMEOUT}
     return make_conninfo("", **{**defaults, **parameters})
+
+
+def _complaint(name: str) -> str:
+    """Return what libpq says of a URL without its password."""
+    try:
+        conninfo_to_dict(name)
+    except psycopg.Error as error:
+        return str(error).strip()
+    return "write % in a password as %25"

@@ -135,7 +135,7 @@ class Writer:
 
         async def drive(connection: Connection) -> bool:
             now = self._clock()
-            async with connection.pipeline():
+            async with driver.pipeline(connection):
                 await connection.execute(begin, prepare=False)
                 await connection.execute(self._settings, prepare=False)
             request.value, changed = await driver.drive_alone(connection, request.make_operation(now, *request.args))
@@ -181,7 +181,7 @@ class Writer:
     async def _end(self, connection: Connection, *, changed: bool, wakes: bool) -> bool:
         """Commit; return whether it happened."""
         try:
-            async with connection.pipeline():
+            async with driver.pipeline(connection):
                 if changed:
                     await connection.execute(_MARK, self._mark())
                     await connection.execute(self._notice(wakes))

@@ -91,6 +91,7 @@ class PostgresMigrator:
     def _connected(self) -> Iterator[Connection]:
         try:
             with self._server.connect_blocking(tuple_row) as connection:
+                connection.isolation_level = psycopg.IsolationLevel.READ_COMMITTED  # what others did is seen in time
                 _require_schema(connection, self._server.name)
                 yield connection
         except psycopg.Error as error:
@@ -110,10 +111,16 @@ class PostgresMigrator:
             (step.name, step.checksum, self._clock()),
         )
         try:
-            step.apply(connection, lambda script: [script])  # the server takes a whole script
+            step.apply(connection, lambda script: _in_one_statement(connection, script))
         except Exception as error:  # noqa: BLE001 - of any kind: the step is undone
             reason = _reason(error)
             raise SchemaMismatch(f"step {step.name} failed and was undone: {reason}", (step.name,)) from None
+
+
+def _in_one_statement(connection: Connection, script: str) -> list[str]:
+    """Return what runs a whole script, and refuses one that would end the transaction."""
+    connection.execute("SELECT set_config('jobstore.step', %s, true)", (script,))
+    return ["DO $$ BEGIN EXECUTE current_setting('jobstore.step'); END $$"]
 
 
 def _reason(error: Exception) -> str:

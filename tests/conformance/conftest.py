@@ -12,12 +12,6 @@ from jobstore.testing import FakeClock
 from tests import postgres
 
 
-@pytest.fixture(scope="session")
-def postgres_server() -> Iterator[str]:
-    with postgres.running_server() as url:
-        yield url
-
-
 @pytest.fixture(scope="module")
 def postgres_database(postgres_server: str) -> Iterator[str]:
     with postgres.new_database(postgres_server) as url:
