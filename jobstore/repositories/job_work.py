@@ -15,7 +15,7 @@ from jobstore.lifecycle import AttemptOutcome
 from jobstore.models import Attempt, Claim, Heartbeat, Job, Text, Usage, check_identifier
 from jobstore.operations import attempts, leasing
 from jobstore.operations import texts as operations
-from jobstore.outputs import Outputs, OutputWriter, TextDecoder
+from jobstore.outputs import OutputWriter, TextDecoder
 from jobstore.repositories import texts
 from jobstore.repositories.arguments import (
     check_claim,
@@ -171,11 +171,12 @@ class JobWork:
 
     @asynccontextmanager
     async def output(self, claim: Claim) -> AsyncIterator[OutputWriter]:
-        """Stream a response into a file while the job runs.
+        """Stream a response into the outputs while the job runs.
 
         `write` returns when the text is buffered. It is in the file within 250 ms or 8 KB, and on the disk
-        within a second, so a crash loses no more than that. Leaving does not complete the job: `complete`
-        without a response does, and takes what was streamed for the response.
+        within a second; in object storage both are within a second and an upload. A crash loses no more than that.
+        Leaving does not complete the job: `complete` without a response does, and takes what was streamed for the
+        response.
 
         Raises:
             LeaseLost: The attempt has ended.
@@ -277,7 +278,8 @@ class JobWork:
         if path is None:
             return await self._backend.write(attempts.complete, claim, Text(None), usage, changes, finishing=True)
         try:
-            text, inline = await in_thread(_measure, self._backend.outputs, path, self._backend.inline_limit)
+            size = None if writer is None else writer.size
+            text, inline = await in_thread(_measure, self._backend, path, size)
         except OutputError:
             again = await self._attempt(claim)
             if again is None or again.output_file_path == path:
@@ -409,9 +411,10 @@ class JobWork:
         return None
 
 
-def _measure(outputs: Outputs, path: str, inline_limit: int) -> tuple[Text, str | None]:
+def _measure(backend: Backend, path: str, size: int | None) -> tuple[Text, str | None]:
     """Return what a row has to say of a streamed file, and its text if that belongs into the row."""
-    text = outputs.measure(path)
-    if text.size is None or text.size > inline_limit:
+    text = backend.outputs.measure(path, size)
+    if text.size is None or text.size > backend.inline_limit:
         return text, None
-    return text, TextDecoder().decode(outputs.read(path, text.size, text.sha256), path, last=True)
+    data = backend.outputs.read(path, text.size, text.sha256)
+    return text, TextDecoder().decode(data, path, last=True) if backend.fits_row(data) else None
