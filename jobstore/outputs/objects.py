@@ -87,13 +87,17 @@ class ObjectOutputs(Outputs):
         return True
 
     def check_there(self, path: str) -> None:
-        """Check that it is not the whole storage that is away when a text in it cannot be read.
+        """Check that it is the text's own trouble when it cannot be read, and not the storage's.
 
         Raises:
-            OutputError: It is: perhaps it cannot be reached, or the credentials have expired.
+            OutputError: It is not: the storage cannot be reached, or the credentials have expired, or it is another.
         """
-        if is_inside(path) and not self.check():
+        if not is_inside(path):
+            return
+        if not self.check():
             raise OutputError(f"no store has its texts at {self.url}: is it another bucket or prefix?")
+        with self._refusals(path), contextlib.suppress(FileNotFoundError, ValueError):
+            self._store.head(path)
 
     def write(self, kind: Kind, job_id: str, text: bytes) -> Text:
         """Put a text at a path of its own, durably. What a failure leaves of it is for a sweep.
