@@ -22,7 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
-from obstore.exceptions import AlreadyExistsError, NotSupportedError
+from obstore.exceptions import AlreadyExistsError, BaseError, NotSupportedError
 from obstore.store import from_url
 
 from jobstore.clock import Clock
@@ -96,8 +96,14 @@ class ObjectOutputs(Outputs):
             return
         if not self.check():
             raise OutputError(f"no store has its texts at {self.url}: is it another bucket or prefix?")
-        with self._refusals(path), contextlib.suppress(FileNotFoundError, ValueError):
-            self._store.head(path)
+        with self._refusals(path):
+            try:
+                self._store.head(path)
+            except (FileNotFoundError, ValueError):
+                return  # missing, or not even a name
+            except BaseError as error:
+                if "400" not in _codes(error):  # a name that the storage does not take
+                    raise
 
     def write(self, kind: Kind, job_id: str, text: bytes) -> Text:
         """Put a text at a path of its own, durably. What a failure leaves of it is for a sweep.

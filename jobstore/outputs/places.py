@@ -103,7 +103,7 @@ def _objects(bucket: Bucket, store_id: str, clock: Clock) -> Outputs:
     try:
         from jobstore.outputs.objects import ObjectOutputs  # noqa: PLC0415 - an extra, needed for such URLs alone
     except ModuleNotFoundError as error:
-        if error.name != "obstore":
+        if (error.name or "").partition(".")[0] != "obstore":
             raise
         message = f'{bucket} needs a library that is not installed: run `pip install "jobstore[objects]"`'
         raise OutputError(message) from error

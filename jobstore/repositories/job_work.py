@@ -277,11 +277,11 @@ class JobWork:
             await writer.close()
         attempt = await self._attempt(claim)
         path = None if attempt is None or attempt.outcome is AttemptOutcome.COMPLETED else attempt.output_file_path
-        if path is None:
+        if attempt is None or path is None:
             return await self._backend.write(attempts.complete, claim, Text(None), usage, changes, finishing=True)
         try:
-            size = None if writer is None else writer.size
-            text, inline = await in_thread(_measure, self._backend, path, size)
+            reached = max(attempt.output_bytes or 0, 0 if writer is None else writer.size)
+            text, inline = await in_thread(_measure, self._backend, path, reached)
         except OutputError:
             again = await self._attempt(claim)
             if again is None or again.output_file_path == path:
@@ -420,9 +420,9 @@ class JobWork:
         return None
 
 
-def _measure(backend: Backend, path: str, size: int | None) -> tuple[Text, str | None]:
+def _measure(backend: Backend, path: str, reached: int) -> tuple[Text, str | None]:
     """Return what a row has to say of a streamed file, and its text if that belongs into the row."""
-    text = backend.outputs.measure(path, size)
+    text = backend.outputs.measure(path, reached)
     if text.size is None or text.size > backend.inline_limit:
         return text, None
     data = backend.outputs.read(path, text.size, text.sha256)
