@@ -67,6 +67,7 @@ def place_of(outputs: str | os.PathLike[str]) -> Place:
 
 
 def _folder(host: str, path: str) -> Path:
+    """Return the folder of a `file://` URL: the library of object storage does not sync the files that it writes."""
     if host or not path.strip("/") or "\0" in path:
         raise InvalidArgument("outputs", "write three slashes before an absolute path: file:///shared/folder")
     return Path(path)
