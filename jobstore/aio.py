@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import contextvars
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, ParamSpec, TypeVar
 
 import anyio
@@ -72,6 +72,15 @@ def _set_error(future: asyncio.Future[Any], error: BaseException) -> None:
     if not future.done():
         # No future takes a StopIteration.
         future.set_exception(RuntimeError(repr(error)) if isinstance(error, StopIteration) else error)
+
+
+async def together(works: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
+    """Run several at the same time, all of them to their end, and return their values, or raise the first error."""
+    outcomes = await asyncio.gather(*works, return_exceptions=True)
+    for outcome in outcomes:
+        if isinstance(outcome, BaseException):
+            raise outcome
+    return [outcome for outcome in outcomes if not isinstance(outcome, BaseException)]
 
 
 async def finish(work: Coroutine[Any, Any, T]) -> T:

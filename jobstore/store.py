@@ -6,7 +6,6 @@ import asyncio
 import os
 import warnings
 from collections.abc import Generator, Mapping, Sequence
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, ParamSpec, Self, TypeVar
 from weakref import WeakKeyDictionary
@@ -18,6 +17,7 @@ from jobstore.engines.base import StoreStats
 from jobstore.errors import InvalidArgument, MigrationRequired, StoreClosed
 from jobstore.migrate import Step, check_applied, pending_steps
 from jobstore.operations import jobs, migrations
+from jobstore.outputs import place_of
 from jobstore.repositories.arguments import check_range
 from jobstore.repositories.backend import Backend
 from jobstore.repositories.jobs import JobRepository
@@ -43,7 +43,9 @@ class JobStore:
             `JOBSTORE_URL`.
         migrate: Bring the schema up to date when opening. Meant for scripts and tests: in production,
             migrations are run by hand.
-        outputs: The folder of large texts; by default `<database file>.outputs`. On PostgreSQL there is none.
+        outputs: Where large texts lie: a folder, by default `<database file>.outputs`, or a URL:
+            `file:///shared/folder`, and with the extra `objects` `s3://bucket/prefix`, `gs://…` or `az://…`, for
+            which credentials and endpoint come from the environment. On PostgreSQL there is no default.
         pool_size: How many connections read at the same time.
         inline_limit: Bytes up to which a text stays in its row; larger ones go to files.
         durability: "full": what an awaited call has written survives a power cut. "normal": it survives any
@@ -79,8 +81,8 @@ class JobStore:
         check_range("pool_size", pool_size, 1, MAX_POOL_SIZE, InvalidArgument)
         check_range("inline_limit", inline_limit, 0, MAX_INLINE_LIMIT, InvalidArgument)
         self._migrate = migrate
-        folder = outputs or self._database.outputs
-        self._outputs = None if folder is None else Path(folder).absolute()
+        place = outputs or self._database.outputs
+        self._outputs = None if place is None else place_of(place)
         self._pool_size = pool_size
         self._inline_limit = inline_limit
         self._durability: Literal["full", "normal"] = durability
@@ -116,7 +118,7 @@ class JobStore:
             SchemaMismatch: The database was migrated by a newer version, or an applied step was changed.
             DatabaseCorrupt: The file is not an SQLite database, or it is damaged.
             ReadOnlyDatabase: It cannot be written.
-            OutputError: The outputs folder belongs to another store.
+            OutputError: The outputs belong to another store, or cannot be reached.
         """
         async with self._opening:
             if self._open is not None:
@@ -235,14 +237,18 @@ class JobStore:
         return self._opened().backend.stats()
 
     async def sweep(self) -> int:
-        """Remove files that no row names and that are older than a day; return how many.
+        """Remove large texts that no row names and that are older than a day; return how many.
 
-        Crashes leave such files; it may run at any time, beside anything.
+        Crashes leave such texts; it may run at any time, beside anything.
+
+        Raises:
+            OutputError: The outputs cannot be listed.
         """
         backend = self._opened().backend
         removed = 0
-        folders = await in_thread(lambda: list(backend.outputs.old_files()))
-        for paths in folders:  # listed before the database is asked, so a file named meanwhile is found there
+        pages = backend.outputs.old_files()
+        # Listed before the database is asked, so a text named meanwhile is found there.
+        while paths := await in_thread(lambda: next(pages, None)):
             named = await backend.read(jobs.file_paths_named, paths)
             removed += await in_thread(backend.outputs.remove, [path for path in paths if path not in named])
         return removed

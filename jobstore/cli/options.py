@@ -6,7 +6,6 @@ import json
 import os
 import re
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -72,11 +71,12 @@ Db = Annotated[str, typer.Option("--db", metavar="URL", callback=database, show_
 """Behind the command's name: the database that is meant."""
 
 Outputs = Annotated[
-    Path | None,
+    str | None,
     typer.Option(
-        metavar="FOLDER",
+        metavar="FOLDER|URL",
         show_default=False,
-        help="Where large texts lie, if not in the database's path with .outputs behind it.",
+        help="Where large texts lie, if not in the database's path with .outputs behind it: a folder, or a URL such "
+        "as s3://bucket/prefix.",
     ),
 ]
 

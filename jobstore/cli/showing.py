@@ -6,7 +6,6 @@ import json
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any, cast
 
 import typer
@@ -71,7 +70,7 @@ def show(
         _show(job_id, db, outputs)
 
 
-def _show_json(job_id: str, db: str, outputs: Path | None, *, prompt: bool, response: bool) -> None:
+def _show_json(job_id: str, db: str, outputs: str | None, *, prompt: bool, response: bool) -> None:
     async def act(store: JobStore) -> dict[str, Any]:
         found = await stores.find(store, job_id)
         job = await store.jobs.get(found)
@@ -85,7 +84,7 @@ def _show_json(job_id: str, db: str, outputs: Path | None, *, prompt: bool, resp
     write_json(stores.run(db, act, outputs))
 
 
-def _print_prompt(job_id: str, db: str, outputs: Path | None) -> None:
+def _print_prompt(job_id: str, db: str, outputs: str | None) -> None:
     async def act(store: JobStore) -> str:
         return await store.jobs.read_prompt(await stores.find(store, job_id))
 
@@ -94,7 +93,7 @@ def _print_prompt(job_id: str, db: str, outputs: Path | None) -> None:
     _end_line(text)
 
 
-def _print_response(job_id: str, db: str, outputs: Path | None) -> None:
+def _print_response(job_id: str, db: str, outputs: str | None) -> None:
     async def act(store: JobStore) -> str:
         last = ""
         async for text in store.jobs.open_response(await stores.find(store, job_id)):
@@ -111,7 +110,7 @@ def _end_line(text: str) -> None:
         write_exactly("\n")
 
 
-def _show(job_id: str, db: str, outputs: Path | None) -> None:
+def _show(job_id: str, db: str, outputs: str | None) -> None:
     async def act(store: JobStore) -> tuple[Job, list[Attempt], Preview, Preview]:
         found = await stores.find(store, job_id)
         job = await store.jobs.get(found)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 from typing import TypeVar
 
 from jobstore import InvalidArgument, JobStore
@@ -15,7 +14,7 @@ T = TypeVar("T")
 _ENDING = re.compile(r"[0-9a-f-]{6,35}")
 
 
-def run(db: str, action: Callable[[JobStore], Awaitable[T]], outputs: Path | None = None) -> T:
+def run(db: str, action: Callable[[JobStore], Awaitable[T]], outputs: str | None = None) -> T:
     """Open a store, act on it and close it."""
 
     async def act() -> T:

@@ -6,7 +6,6 @@ import asyncio
 import os
 from collections.abc import Callable, Coroutine
 from functools import partial
-from pathlib import Path
 from typing import Any, TypeVar
 
 from uuid_utils import uuid7
@@ -18,7 +17,7 @@ from jobstore.errors import DiskFailed, DiskFull, OutputError, StoreClosed
 from jobstore.leases import LeaseKeeper
 from jobstore.models import Text, encode_text
 from jobstore.operations import migrations
-from jobstore.outputs import Kind, OutputFile, Outputs
+from jobstore.outputs import Kind, OutputFile, Outputs, Place, open_outputs
 from jobstore.sql import MakeOperation
 
 T = TypeVar("T")
@@ -43,15 +42,15 @@ class Backend:
 
     Args:
         engine: Drives the operations.
-        outputs_folder: Where large texts lie; None if nobody has said.
+        outputs_place: Where large texts lie; None if nobody has said.
         inline_limit: Bytes up to which a text stays in its row.
     """
 
-    def __init__(self, engine: Engine, outputs_folder: Path | None, inline_limit: int) -> None:
+    def __init__(self, engine: Engine, outputs_place: Place | None, inline_limit: int) -> None:
         self.engine = engine
         self.inline_limit = inline_limit
         self._leases = LeaseKeeper(engine)
-        self._outputs_folder = outputs_folder
+        self._outputs_place = outputs_place
         self._outputs: Outputs | None = None
         self._tidying: set[asyncio.Task[Any]] = set()
         self._loop = asyncio.get_running_loop()
@@ -59,11 +58,11 @@ class Backend:
         self._closed = False
 
     async def open(self, check: MakeOperation[[], None]) -> None:
-        """Connect, and find the outputs folder.
+        """Connect, and find the outputs.
 
         Raises:
             DatabaseError: The database cannot be used.
-            OutputError: The outputs folder is another store's.
+            OutputError: The outputs are another store's, or cannot be reached.
         """
         await self.engine.open(check)
         try:
@@ -147,7 +146,7 @@ class Backend:
 
     @property
     def outputs(self) -> Outputs:
-        """The folder of large texts.
+        """The large texts.
 
         Raises:
             OutputError: Nobody has said where it is.
@@ -228,12 +227,10 @@ class Backend:
         task.add_done_callback(self._tidying.discard)
 
     async def _find_outputs(self) -> None:
-        if self._outputs_folder is None:
+        if self._outputs_place is None:
             return
         store_id = await self.engine.read(migrations.store_id)
-        outputs = Outputs(self._outputs_folder, store_id, self.engine.clock)
-        await in_thread(outputs.check)
-        self._outputs = outputs
+        self._outputs = await in_thread(open_outputs, self._outputs_place, store_id, self.engine.clock)
 
     async def _in_thread_or_undo(self, work: Callable[[], T], undo: Callable[[T], None]) -> T:
         """Run blocking work in a thread; if the caller is cancelled meanwhile, undo what it did."""

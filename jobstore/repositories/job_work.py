@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import JsonValue
 
-from jobstore.aio import finish, in_thread
+from jobstore.aio import finish, in_thread, together
 from jobstore.errors import JobStoreError, LeaseLost, OutputError
 from jobstore.lifecycle import AttemptOutcome
 from jobstore.models import Attempt, Claim, Heartbeat, Job, Text, Usage, check_identifier
@@ -35,6 +35,8 @@ from jobstore.repositories.backend import Backend, is_unsettled
 from jobstore.sql import MakeOperation
 
 MAX_CLAIMS = 10_000
+PROMPTS_AT_ONCE = 16
+"""Read at the same time: the leases run meanwhile, and object storage takes its time for each."""
 
 
 class JobWork:
@@ -171,11 +173,12 @@ class JobWork:
 
     @asynccontextmanager
     async def output(self, claim: Claim) -> AsyncIterator[OutputWriter]:
-        """Stream a response into a file while the job runs.
+        """Stream a response into the outputs while the job runs.
 
         `write` returns when the text is buffered. It is in the file within 250 ms or 8 KB, and on the disk
-        within a second, so a crash loses no more than that. Leaving does not complete the job: `complete`
-        without a response does, and takes what was streamed for the response.
+        within a second; in object storage both are within a second and an upload. A crash loses no more than that.
+        Leaving does not complete the job: `complete` without a response does, and takes what was streamed for the
+        response.
 
         Raises:
             LeaseLost: The attempt has ended.
@@ -274,10 +277,11 @@ class JobWork:
             await writer.close()
         attempt = await self._attempt(claim)
         path = None if attempt is None or attempt.outcome is AttemptOutcome.COMPLETED else attempt.output_file_path
-        if path is None:
+        if attempt is None or path is None:
             return await self._backend.write(attempts.complete, claim, Text(None), usage, changes, finishing=True)
         try:
-            text, inline = await in_thread(_measure, self._backend, path)
+            reached = max(attempt.output_bytes or 0, 0 if writer is None else writer.size)
+            text, inline = await in_thread(_measure, self._backend, path, reached)
         except OutputError:
             again = await self._attempt(claim)
             if again is None or again.output_file_path == path:
@@ -385,17 +389,24 @@ class JobWork:
 
     async def _with_prompts(self, claims: Sequence[Claim]) -> list[Claim]:
         """Load the prompts that lie in files; fail the jobs whose prompt cannot be read."""
-        loaded: list[Claim] = []
+        if all(claim.job.prompt_file_path is None for claim in claims):
+            return list(claims)
+        loaded: list[Claim | None] = []
         try:
-            for claim in claims:
-                if claim.job.prompt_file_path is None:
-                    loaded.append(claim)
-                elif (prompt := await self._prompt_or_failure(claim)) is not None:
-                    loaded.append(claim.model_copy(update={"job": claim.job.with_prompt(prompt)}))
+            for start in range(0, len(claims), PROMPTS_AT_ONCE):
+                batch = claims[start : start + PROMPTS_AT_ONCE]
+                loaded += await together([self._with_prompt(claim) for claim in batch])
         except BaseException:
             self._release_soon(claims)  # what has ended meanwhile is passed over
             raise
-        return loaded
+        return [claim for claim in loaded if claim is not None]
+
+    async def _with_prompt(self, claim: Claim) -> Claim | None:
+        """Return a claim with its prompt; None if that cannot be read."""
+        if claim.job.prompt_file_path is None:
+            return claim
+        prompt = await self._prompt_or_failure(claim)
+        return None if prompt is None else claim.model_copy(update={"job": claim.job.with_prompt(prompt)})
 
     async def _prompt_or_failure(self, claim: Claim) -> str | None:
         """Return the prompt that lies in a file, or fail the job and return None."""
@@ -409,9 +420,9 @@ class JobWork:
         return None
 
 
-def _measure(backend: Backend, path: str) -> tuple[Text, str | None]:
+def _measure(backend: Backend, path: str, reached: int) -> tuple[Text, str | None]:
     """Return what a row has to say of a streamed file, and its text if that belongs into the row."""
-    text = backend.outputs.measure(path)
+    text = backend.outputs.measure(path, reached)
     if text.size is None or text.size > backend.inline_limit:
         return text, None
     data = backend.outputs.read(path, text.size, text.sha256)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import time
 from collections.abc import AsyncIterator
 from typing import NamedTuple
 
@@ -17,7 +18,7 @@ from jobstore.outputs import Outputs, TextDecoder, check_whole
 from jobstore.repositories.backend import Backend
 
 TAIL_SECONDS = 0.05
-"""Between looks at a file that is being written."""
+"""Between looks at a job that is being followed; its text is looked at as seldom as its place asks for."""
 
 
 async def read_prompt(backend: Backend, job_id: str) -> str:
@@ -140,6 +141,7 @@ class _Tail:
         self._offset = 0
         self._digest = hashlib.sha256()
         self._decoder = TextDecoder()
+        self._next_look = 0.0
 
     async def new_text(self, state: texts.Latest) -> str:
         """Return what has come since, wherever that lies by now; nothing if nothing has.
@@ -151,12 +153,16 @@ class _Tail:
         place = _place(state)
         if state.job.attempt != self.attempt or not await self._continues(place):
             raise OutputRestarted(self._job_id, self.attempt)
+        if place == self._place and state.job.status is JobStatus.RUNNING and time.monotonic() < self._next_look:
+            return ""
         self._place = place
         text = ""
         while not text and (data := await self._new_data(place)):
             self._offset += len(data)
             self._digest.update(data)
             text = self._decoder.decode(data, place if isinstance(place, str) else "the response")
+        if not text and isinstance(place, str):
+            self._next_look = time.monotonic() + self._backend.outputs.tail_seconds
         return text
 
     async def _new_data(self, place: _Place) -> bytes:

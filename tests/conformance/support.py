@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from jobstore import Claim, Job, JobStore
+from jobstore.outputs import Outputs
+from jobstore.outputs.folder import FolderOutputs
 
 SPILLED = "Ein langer Text, größer als die Zeile. " * 2000
 """Above the inline limit of 64 KiB: it goes to a file."""
@@ -50,14 +53,55 @@ async def everything(store: JobStore) -> dict[str, list[dict[str, Any]]]:
 
 def outputs_folder(store: JobStore) -> Path:
     """Return the folder of the store's large texts."""
-    return store.jobs._backend.outputs.folder
+    outputs = store.jobs._backend.outputs
+    assert isinstance(outputs, FolderOutputs)
+    return outputs.folder
+
+
+def outputs_place(store: JobStore) -> str:
+    """Return what another store has to be given to read the same large texts."""
+    outputs = store.jobs._backend.outputs
+    return str(outputs.folder) if isinstance(outputs, FolderOutputs) else outputs.url
 
 
 def files(store: JobStore) -> set[str]:
-    """Return the relative paths of the files that lie in the outputs folder, but for its marker."""
-    folder = outputs_folder(store)
-    paths = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    return {path for path in paths if path != "store_id"}
+    """Return the relative paths of the files, or objects, that lie in the outputs, but for their marker."""
+    outputs = store.jobs._backend.outputs
+    if not isinstance(outputs, FolderOutputs):
+        return {found["path"] for page in outputs._store.list() for found in page} - {"store_id"}
+    paths = (path.relative_to(outputs.folder).as_posix() for path in outputs.folder.rglob("*") if path.is_file())
+    return set(paths) - {"store_id"}
+
+
+def stored(store: JobStore, path: str) -> bytes | None:
+    """Return what lies in a file, or an object, of the outputs; None if it is not there."""
+    return stored_in(store.jobs._backend.outputs, path)
+
+
+def stored_in(outputs: Outputs, path: str) -> bytes | None:
+    """Return what `stored` returns, also when the store is closed by now."""
+    try:
+        if isinstance(outputs, FolderOutputs):
+            return (outputs.folder / path).read_bytes()
+        return bytes(outputs._store.get(path).bytes())
+    except FileNotFoundError:
+        return None
+
+
+def damage_stored(store: JobStore, path: str, damage: Callable[[Path], object]) -> None:
+    """Damage a file of the outputs; or an object, by damaging a file of the same bytes and putting what is left."""
+    outputs = store.jobs._backend.outputs
+    if isinstance(outputs, FolderOutputs):
+        damage(outputs.folder / path)
+        return
+    with TemporaryDirectory() as folder:
+        file = Path(folder, "object")
+        file.write_bytes(stored(store, path) or b"")
+        damage(file)
+        if file.is_file():
+            outputs._store.put(path, file.read_bytes())
+        else:
+            outputs._store.delete(path)
 
 
 async def eventually(condition: Callable[[], bool | Awaitable[bool]], within: float = 60.0) -> None:

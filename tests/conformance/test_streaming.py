@@ -21,13 +21,13 @@ from jobstore import (
 )
 from jobstore.testing import FakeClock
 
-from .support import SPILLED, claim, enqueue, eventually, files, outputs_folder, start, streamed
+from .support import SPILLED, claim, enqueue, eventually, files, start, stored, stored_in, streamed
 
 
 async def length(store: JobStore) -> int:
     """Return the size of the one file that there is."""
     [path] = files(store)
-    return await asyncio.to_thread(lambda: (outputs_folder(store) / path).stat().st_size)
+    return len(await asyncio.to_thread(stored, store, path))
 
 
 async def test_what_is_streamed_is_the_response_once_completed(store: JobStore) -> None:
@@ -58,7 +58,7 @@ async def test_a_large_streamed_answer_stays_in_its_file_with_its_size_and_hash(
     assert (done.response, done.output_bytes) == (None, len(data))
     assert done.output_sha256 == hashlib.sha256(data).hexdigest()
     assert {done.output_file_path} == files(store)
-    assert (outputs_folder(store) / done.output_file_path).read_bytes() == data
+    assert stored(store, done.output_file_path) == data
     [attempt] = await store.jobs.attempts(claimed.job_id)
     assert (attempt.output_file_path, attempt.output_bytes) == (done.output_file_path, len(data))
     assert await store.jobs.read_response(claimed.job_id) == SPILLED * 10
@@ -95,9 +95,9 @@ async def test_repeating_a_completion_without_its_answer_takes_no_file_away(stor
     for answer in ("the answer", None, None):
         await store.jobs.complete(claimed, answer)
     await asyncio.gather(store.jobs.complete(claimed), store.jobs.complete(claimed, "another"))
-    folder = outputs_folder(store)
+    outputs = store.jobs._backend.outputs
     await store.close()  # it waits for what is to be removed
-    assert all((folder / name).exists() for name in names)
+    assert all(stored_in(outputs, name) is not None for name in names)
 
 
 async def test_an_output_with_nothing_written_is_an_empty_answer(store: JobStore) -> None:
@@ -116,8 +116,7 @@ async def test_an_answer_that_is_given_counts_instead_of_what_was_streamed(store
     assert await store.jobs.read_response(claimed.job_id) == answer
     [attempt] = await store.jobs.attempts(claimed.job_id)
     assert attempt.outcome is AttemptOutcome.COMPLETED
-    size = await asyncio.to_thread(lambda: (outputs_folder(store) / attempt.output_file_path).stat().st_size)
-    assert attempt.output_bytes == size
+    assert attempt.output_bytes == len(stored(store, attempt.output_file_path))
     assert done.output_bytes == len(answer.encode())
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from jobstore import JobStore, OutputError
 
-from .support import SPILLED, claim, enqueue, eventually, files, outputs_folder, start, streamed
+from .support import SPILLED, claim, damage_stored, enqueue, eventually, files, start, streamed
 
 LIMIT = 65_536
 TEXTS = {
@@ -77,7 +77,7 @@ async def test_metadata_comes_back_identical(store: JobStore) -> None:
 
 
 async def test_every_character_of_a_large_response_arrives_however_it_is_cut_into_parts(store: JobStore) -> None:
-    text = "x" + "😀" * 200_000  # no part of a file ends between two characters
+    text = "x" + "😀" * 600_000  # no part of a file ends between two characters
     claimed = await start(store)
     await store.jobs.complete(claimed, text)
     parts = [part async for part in store.jobs.open_response(claimed.job_id)]
@@ -152,14 +152,14 @@ async def check_unreadable(store: JobStore, job_id: str, path: str, *, prompt: b
 async def test_a_damaged_response_file_is_an_error_that_names_it(store: JobStore, damage: object) -> None:
     claimed = await start(store)
     done = await store.jobs.complete(claimed, SPILLED)
-    damage(outputs_folder(store) / done.output_file_path)
+    damage_stored(store, done.output_file_path, damage)
     await check_unreadable(store, done.id, done.output_file_path, prompt=False)
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
 async def test_a_damaged_prompt_file_is_an_error_that_names_it(store: JobStore, damage: object) -> None:
     job = await enqueue(store, SPILLED)
-    damage(outputs_folder(store) / job.prompt_file_path)
+    damage_stored(store, job.prompt_file_path, damage)
     await check_unreadable(store, job.id, job.prompt_file_path, prompt=True)
 
 
@@ -169,7 +169,7 @@ async def test_a_damaged_partial_is_an_error_that_names_it(store: JobStore, dama
     await streamed(store, claimed, SPILLED)
     await store.jobs.fail(claimed, "no")
     [path] = files(store)
-    damage(outputs_folder(store) / path)
+    damage_stored(store, path, damage)
     await check_unreadable(store, claimed.job_id, path, prompt=False)
     with pytest.raises(OutputError) as error:
         await anext(store.jobs.tail(claimed.job_id))
@@ -180,7 +180,7 @@ async def test_a_damaged_stream_cannot_be_completed_as_if_it_were_whole(store: J
     claimed = await start(store)
     await streamed(store, claimed, SPILLED)
     [path] = files(store)
-    (outputs_folder(store) / path).unlink()
+    damage_stored(store, path, remove)
     with pytest.raises(OutputError) as error:
         await store.jobs.complete(claimed)
     assert error.value.path == path

@@ -6,7 +6,6 @@ import asyncio
 import json
 import subprocess
 import tracemalloc
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +13,7 @@ import pytest
 from jobstore import JobStatus, JobStore, OutputError
 from jobstore.operations import attempts, leasing
 from jobstore.sql import Operation
-from tests.conformance.support import outputs_folder, start, streamed
+from tests.conformance.support import damage_stored, outputs_place, start, stored, streamed
 from tests.processes.support import finish, spawn
 
 MEGABYTE = 2**20
@@ -47,11 +46,11 @@ async def test_an_answer_is_streamed_and_read_in_parts_with_little_memory(store:
 @pytest.mark.parametrize("damage", ["altered", "truncated", "lengthened"])
 async def test_damage_shows_at_the_end_of_reading_in_parts(store: JobStore, damage: str) -> None:
     claimed = await start(store)
-    await streamed(store, claimed, "x" * MEGABYTE)
+    await streamed(store, claimed, "x" * (MEGABYTE // 2))
     done = await store.jobs.complete(claimed)
-    path = outputs_folder(store) / done.output_file_path
-    data = path.read_bytes()
-    path.write_bytes({"altered": b"y" + data[1:], "truncated": data[:-1], "lengthened": data + b"x"}[damage])
+    data = stored(store, done.output_file_path)
+    damaged = {"altered": b"y" + data[1:], "truncated": data[:-1], "lengthened": data + b"x"}[damage]
+    damage_stored(store, done.output_file_path, lambda file: file.write_bytes(damaged))
     parts: list[str] = []
 
     async def read() -> None:
@@ -69,8 +68,8 @@ FOLLOWER = """
     from jobstore import JobStore, OutputRestarted
     from jobstore.testing import FakeClock
 
-    async def main(path, job_id):
-        async with JobStore(path, clock=FakeClock()) as store:
+    async def main(path, outputs, job_id):
+        async with JobStore(path, outputs=outputs, clock=FakeClock()) as store:
             print(json.dumps("ready"), flush=True)
             try:
                 async for text in store.jobs.tail(job_id):
@@ -86,8 +85,8 @@ FOLLOWER = """
 class Follower:
     """Another process that follows a job."""
 
-    def __init__(self, database: Path, job_id: str) -> None:
-        self.process: subprocess.Popen[str] = spawn(FOLLOWER, database, job_id)
+    def __init__(self, store: JobStore, job_id: str) -> None:
+        self.process: subprocess.Popen[str] = spawn(FOLLOWER, store.path, outputs_place(store), job_id)
 
     async def hears(self) -> Any:  # noqa: ANN401 - what JSON can say
         line = await asyncio.to_thread(self.process.stdout.readline)
@@ -98,9 +97,9 @@ class Follower:
         assert (code, output, errors) == (0, "", "")
 
 
-async def test_another_process_hears_each_piece_before_the_next_is_written(store: JobStore, database: Path) -> None:
+async def test_another_process_hears_each_piece_before_the_next_is_written(store: JobStore) -> None:
     claimed = await start(store)
-    follower = Follower(database, claimed.job_id)
+    follower = Follower(store, claimed.job_id)
     assert await follower.hears() == "ready"
     async with store.jobs.output(claimed) as output:
         for piece in ("one", "two 😀", "three\0", "x" * 10_000):
@@ -114,10 +113,10 @@ async def test_another_process_hears_each_piece_before_the_next_is_written(store
     await follower.ends()
 
 
-async def test_another_process_hears_that_a_new_attempt_has_begun(store: JobStore, database: Path) -> None:
+async def test_another_process_hears_that_a_new_attempt_has_begun(store: JobStore) -> None:
     claimed = await start(store)
     await streamed(store, claimed, "first")
-    follower = Follower(database, claimed.job_id)
+    follower = Follower(store, claimed.job_id)
     assert await follower.hears() == "ready"
     assert await follower.hears() == "first"
 
@@ -131,9 +130,9 @@ async def test_another_process_hears_that_a_new_attempt_has_begun(store: JobStor
     await follower.ends()
 
 
-async def test_another_process_waits_for_a_job_that_waits(store: JobStore, database: Path) -> None:
+async def test_another_process_waits_for_a_job_that_waits(store: JobStore) -> None:
     job = await store.jobs.enqueue("p", task_type="t", api_type="a")
-    follower = Follower(database, job.id)
+    follower = Follower(store, job.id)
     assert await follower.hears() == "ready"
     [claimed] = await store.jobs.claim("worker-1")
     await store.jobs.complete(claimed, "the answer")

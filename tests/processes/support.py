@@ -23,10 +23,10 @@ def spawn(code: str, *arguments: object, cwd: Path | None = None) -> subprocess.
     )
 
 
-def finish(process: subprocess.Popen[str], text: str | None = None) -> tuple[int, str, str]:
+def finish(process: subprocess.Popen[str], text: str | None = None, within: float = 60) -> tuple[int, str, str]:
     """Wait for a process, which must end by itself; return its code, output and errors."""
     try:
-        output, errors = process.communicate(text, timeout=60)
+        output, errors = process.communicate(text, timeout=within)
     except subprocess.TimeoutExpired:
         process.kill()
         output, errors = process.communicate()

@@ -1,0 +1,19 @@
+"""Large texts outside of the database: made durable before a row names them, in a folder or in object storage."""
+
+from jobstore.outputs.base import SWEEP_AGE, Kind, OutputFile, Outputs
+from jobstore.outputs.places import Place, open_outputs, place_of
+from jobstore.outputs.reading import TextDecoder, check_whole
+from jobstore.outputs.writer import OutputWriter
+
+__all__ = [
+    "SWEEP_AGE",
+    "Kind",
+    "OutputFile",
+    "OutputWriter",
+    "Outputs",
+    "Place",
+    "TextDecoder",
+    "check_whole",
+    "open_outputs",
+    "place_of",
+]
