@@ -76,7 +76,7 @@ Outputs = Annotated[
     typer.Option(
         metavar="FOLDER",
         show_default=False,
-        help="Where large texts lie, if not in the database's path with .outputs behind it.",
+        help="Where large texts lie. Without it, the file's path with .outputs behind it; PostgreSQL has no default.",
     ),
 ]
 
