@@ -313,3 +313,15 @@ async def test_without_a_folder_files_that_are_named_no_more_are_left_to_a_sweep
         await store.sessions.delete(session.id)
         assert await store.jobs.count() == 0
     assert len([path for path in (tmp_path / "outputs/responses").rglob("*") if path.is_file()]) == 2
+
+
+async def test_without_a_folder_a_claim_of_a_large_prompt_is_given_back(fresh_database: str, tmp_path: Path) -> None:
+    async with JobStore(fresh_database, migrate=True, outputs=tmp_path / "outputs") as store:
+        job = await store.jobs.enqueue("x" * 100_000, task_type="t", api_type="a")
+    async with JobStore(fresh_database) as store:
+        with pytest.raises(OutputError, match="outputs="):
+            await store.jobs.claim("worker-1")
+    async with JobStore(fresh_database, outputs=tmp_path / "outputs") as store:
+        [claimed] = await store.jobs.claim("worker-2")
+        assert (claimed.job_id, claimed.job.attempts_used) == (job.id, 1)
+        assert claimed.job.prompt == "x" * 100_000
