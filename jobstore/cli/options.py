@@ -75,8 +75,8 @@ Outputs = Annotated[
     typer.Option(
         metavar="FOLDER|URL",
         show_default=False,
-        help="Where large texts lie, if not in the database's path with .outputs behind it: a folder, or a URL such "
-        "as s3://bucket/prefix.",
+        help="Where large texts lie: a folder, or a URL such as s3://bucket/prefix. Without it, the file's path with "
+        ".outputs behind it; PostgreSQL has no default.",
     ),
 ]
 

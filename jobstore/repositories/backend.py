@@ -152,7 +152,7 @@ class Backend:
             OutputError: Nobody has said where it is.
         """
         if self._outputs is None:
-            raise OutputError("a text is too large for its row: open the store with outputs=<a folder for such texts>")
+            raise OutputError("a text is, or may become, too large for its row: open the store with outputs=<a folder>")
         return self._outputs
 
     def stats(self) -> StoreStats:
@@ -221,8 +221,13 @@ class Backend:
         return await self._in_thread_or_undo(lambda: self.outputs.create(job_id), self._discard_output)
 
     def discard(self, paths: list[str]) -> None:
-        """Remove files that no row names any more, in the background; `close` waits for it."""
-        task = self._loop.create_task(in_thread(self.outputs.remove, paths))
+        """Remove files that no row names any more, in the background; `close` waits for it.
+
+        Where nobody has said in which folder they lie, they are left to a sweep of a store that knows.
+        """
+        if self._outputs is None:
+            return
+        task = self._loop.create_task(in_thread(self._outputs.remove, paths))
         self._tidying.add(task)
         task.add_done_callback(self._tidying.discard)
 

@@ -282,7 +282,7 @@ async def test_the_values_of_a_refused_statement_are_not_logged(fresh_database: 
 async def test_a_large_text_needs_a_folder_that_was_named(fresh_database: str, tmp_path: Path) -> None:
     async with JobStore(fresh_database, migrate=True) as store:
         for text in ("x" * 100_000, "with \0"):
-            with pytest.raises(OutputError, match=r"open the store with outputs=<a folder for such texts>"):
+            with pytest.raises(OutputError, match="open the store with outputs=<a folder>"):
                 await store.jobs.enqueue(text, task_type="t", api_type="a")
         assert await store.jobs.count() == 0
         await store.jobs.enqueue("small", task_type="t", api_type="a")
@@ -295,3 +295,33 @@ async def test_a_large_text_needs_a_folder_that_was_named(fresh_database: str, t
         await store.jobs.complete(claimed, "small")
     async with JobStore(fresh_database, outputs=tmp_path / "outputs") as store:
         await store.jobs.enqueue("x" * 100_000, task_type="t", api_type="a")
+
+
+async def test_without_a_folder_files_that_are_named_no_more_are_left_to_a_sweep(
+    fresh_database: str, tmp_path: Path
+) -> None:
+    async with JobStore(fresh_database, migrate=True, outputs=tmp_path / "outputs") as store:
+        session = await store.sessions.create(name="s", project_directory="/src")
+        for _ in range(2):
+            await store.jobs.enqueue("p", task_type="t", api_type="a", session_id=session.id)
+        claims = await store.jobs.claim("worker-1", limit=2)
+        for claimed in claims:
+            await store.jobs.complete(claimed, "x" * 100_000)
+    async with JobStore(fresh_database) as store:
+        retried = await store.jobs.retry(claims[0].job_id)
+        assert retried.status == "idle"
+        await store.sessions.delete(session.id)
+        assert await store.jobs.count() == 0
+    assert len([path for path in (tmp_path / "outputs/responses").rglob("*") if path.is_file()]) == 2
+
+
+async def test_without_a_folder_a_claim_of_a_large_prompt_is_given_back(fresh_database: str, tmp_path: Path) -> None:
+    async with JobStore(fresh_database, migrate=True, outputs=tmp_path / "outputs") as store:
+        job = await store.jobs.enqueue("x" * 100_000, task_type="t", api_type="a")
+    async with JobStore(fresh_database) as store:
+        with pytest.raises(OutputError, match="outputs="):
+            await store.jobs.claim("worker-1")
+    async with JobStore(fresh_database, outputs=tmp_path / "outputs") as store:
+        [claimed] = await store.jobs.claim("worker-2")
+        assert (claimed.job_id, claimed.job.attempts_used) == (job.id, 1)
+        assert claimed.job.prompt == "x" * 100_000

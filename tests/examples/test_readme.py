@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -9,17 +10,24 @@ from pathlib import Path
 
 import pytest
 
+from jobstore.databases import find_database
+
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-SAID = ["Hello, world!", "completed Hello 1", "First, …", "1"]
+SAID = ["Hello, world!", "completed Hello 1", "First, …", "1", "Hello!"]
 
 
 @pytest.mark.parametrize(("block", "said"), list(zip(BLOCKS, SAID, strict=True)), ids=SAID)
-def test_a_block_of_the_readme_runs_as_pasted(tmp_path: Path, block: str, said: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", block], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
+def test_a_block_of_the_readme_runs_as_pasted(
+    request: pytest.FixtureRequest, tmp_path: Path, block: str, said: str
+) -> None:
+    environment = dict(os.environ)
+    if "postgresql://" in block:
+        environment["JOBSTORE_URL"] = request.getfixturevalue("fresh_database")
+        find_database(environment["JOBSTORE_URL"]).migrator().run()
+    command = [sys.executable, "-W", "error", "-c", block]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == said
 
