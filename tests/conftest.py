@@ -11,6 +11,7 @@ from blockbuster import BlockBuster, blockbuster_ctx
 
 from jobstore import JobStore
 from jobstore.testing import FakeClock
+from tests import postgres
 
 # A shell lets its background jobs ignore it, and child processes would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -21,6 +22,18 @@ def _no_blocking_of_the_event_loop() -> Iterator[BlockBuster]:
     """Fail a test in which the package makes a blocking call on the event loop."""
     with blockbuster_ctx("jobstore") as guard:
         yield guard
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[str]:
+    with postgres.running_server() as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def postgres_database(postgres_server: str) -> Iterator[str]:
+    with postgres.new_database(postgres_server) as url:
+        yield url
 
 
 @pytest.fixture
