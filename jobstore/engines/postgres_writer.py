@@ -135,9 +135,12 @@ class Writer:
 
         async def drive(connection: Connection) -> bool:
             now = self._clock()
-            async with driver.pipeline(connection):
-                await connection.execute(begin, prepare=False)
-                await connection.execute(self._settings, prepare=False)
+            try:
+                async with driver.pipeline(connection):
+                    await connection.execute(begin, prepare=False)
+                    await connection.execute(self._settings, prepare=False)
+            except psycopg.Error as error:  # such as a lock that the lost connection's session still holds
+                raise TransactionFailed(error) from None
             request.value, changed = await driver.drive_alone(connection, request.make_operation(now, *request.args))
             return changed
 
@@ -169,9 +172,9 @@ class Writer:
             self._batch += 1
             try:
                 changed = await drive(connection)
-            except BaseException:
+            except BaseException as error:
                 await roll_back(connection)
-                if connection.closed:  # so nothing of it was committed
+                if connection.closed and not isinstance(error, asyncio.CancelledError):  # nothing of it was committed
                     continue
                 raise
             if await self._end(connection, changed=changed, wakes=wakes):
@@ -187,9 +190,9 @@ class Writer:
                     await connection.execute(self._notice(wakes))
                 await connection.execute("COMMIT", prepare=False)
         except psycopg.Error as error:
+            await roll_back(connection)  # which shows whether it still lives: a server that ends it says so first
             if connection.closed:
                 return changed and await self._has_committed()
-            await roll_back(connection)
             raise TransactionFailed(error) from None
         return True
 
@@ -200,10 +203,12 @@ class Writer:
             ConnectionLost: The server could not be reached again, so nobody can tell.
         """
         while True:
+            connection = await self._connected()
             try:
-                return await self._read_mark(await self._connected()) >= self._batch
+                return await self._read_mark(connection) >= self._batch
             except psycopg.Error as error:
-                if self._connection is not None and not self._connection.closed:
+                await roll_back(connection)
+                if not connection.closed:
                     raise ConnectionLost("whether it was written is not known: look before you do it again") from error
 
     async def _read_mark(self, connection: Connection) -> int:

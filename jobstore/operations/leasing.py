@@ -98,11 +98,13 @@ def rescue(now: int) -> Operation[int]:
     Their jobs become idle again, failed when their attempts are used up, canceled when that was asked for.
     """
     facts = yield from dialect()
+    # Where rows can be locked, a job that someone else has locked is passed over as well, or every claim would wait.
+    with_jobs = "JOIN background_jobs ON background_jobs.id = job_attempts.job_id" if facts.lock_rows else ""
     lost = yield from fetch_all(
         f"""
         WITH ended AS MATERIALIZED (
-            SELECT job_id, attempt FROM job_attempts
-            WHERE finished_at IS NULL AND lease_expires_at <= :now
+            SELECT job_id, job_attempts.attempt FROM job_attempts {with_jobs}
+            WHERE job_attempts.finished_at IS NULL AND lease_expires_at <= :now
             ORDER BY lease_expires_at LIMIT {MAX_DUE} {facts.lock_rows})
         UPDATE job_attempts SET finished_at = :now, outcome = '{AttemptOutcome.LOST}'
         WHERE finished_at IS NULL AND (job_id, attempt) IN (SELECT job_id, attempt FROM ended)

@@ -11,9 +11,10 @@ from typing import Any, TypeVar
 from uuid_utils import uuid7
 
 from jobstore.aio import finish, in_thread
+from jobstore.engines import base
 from jobstore.engines.base import Abandoned, Engine, Request, StoreStats
 from jobstore.engines.signal import Signal
-from jobstore.errors import DiskFailed, DiskFull, OutputError, StoreClosed
+from jobstore.errors import OutputError, StoreClosed
 from jobstore.leases import LeaseKeeper
 from jobstore.models import Text, encode_text
 from jobstore.operations import migrations
@@ -29,12 +30,8 @@ def new_id() -> str:
 
 
 def is_unsettled(error: BaseException) -> bool:
-    """Whether a write that ended so may yet have been carried out, so that its files must stay.
-
-    Cancelled, the engine tells how it ended; after a failed sync, only the next start of a process would show it.
-    """
-    failed_sync = isinstance(error, DiskFailed) and not isinstance(error, DiskFull)
-    return failed_sync or isinstance(error, asyncio.CancelledError)
+    """Whether a write that ended so may yet have been carried out; cancelled, the engine tells how it ended."""
+    return base.is_unsettled(error) or isinstance(error, asyncio.CancelledError)
 
 
 class Backend:

@@ -47,10 +47,11 @@ def with_user(url: str, user: str, password: str) -> str:
 @pytest.fixture(scope="module")
 def strict_server() -> Iterator[str]:
     """Return the URL, as its owner, of a server that asks everyone else for a password."""
-    with postgres.own_server() as (url, data):
+    with postgres.own_server() as server:
+        url = server.url
         with psycopg.connect(url, autocommit=True) as connection:
             connection.execute(f"CREATE ROLE {USER} LOGIN PASSWORD '{PASSWORD}'")
-            (data / "pg_hba.conf").write_text("local all postgres trust\nlocal all all scram-sha-256\n")
+            (server.data / "pg_hba.conf").write_text("local all postgres trust\nlocal all all scram-sha-256\n")
             connection.execute("SELECT pg_reload_conf()")
         while can_connect(with_user(url, USER, WRONG)):  # the server reads its file in its own time
             pass

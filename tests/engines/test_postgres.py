@@ -1,0 +1,547 @@
+"""PostgreSQL under attack: rows locked by strangers, lost connections, a server that crashes, clocks that are wrong."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+
+import pytest
+from psycopg import AsyncConnection
+
+from jobstore import Claim, ConnectionLost, Heartbeat, Job, JobStore
+from jobstore.clock import Clock, system_clock, to_milliseconds
+from jobstore.engines import postgres_writer
+from jobstore.engines.postgres import PostgresEngine
+from jobstore.operations import leasing
+from jobstore.testing import FakeClock
+from tests import postgres
+from tests.conformance.support import eventually
+
+from .postgres_proxy import COMMIT, Proxy, When
+
+HOUR = 3_600_000
+
+
+@pytest.fixture
+def database(postgres_database: str) -> str:
+    postgres.empty(postgres_database)
+    return postgres_database
+
+
+@pytest.fixture
+async def store(database: str, tmp_path: Path) -> AsyncIterator[JobStore]:
+    async with JobStore(database, migrate=True, outputs=tmp_path / "outputs") as store:
+        yield store
+
+
+@pytest.fixture
+async def stranger(database: str) -> AsyncIterator[AsyncConnection[tuple[object, ...]]]:
+    """A connection of someone else, whose transactions the test ends."""
+    async with await AsyncConnection.connect(database) as connection:
+        yield connection
+
+
+@pytest.fixture
+async def proxy(database: str) -> AsyncIterator[Proxy]:
+    async with Proxy(database).listening() as proxy:
+        yield proxy
+
+
+def enqueue(store: JobStore, **fields: object) -> Awaitable[Job]:
+    return store.jobs.enqueue("p", **{"task_type": "task", "api_type": "api", **fields})  # type: ignore[arg-type]
+
+
+async def enqueue_many(store: JobStore, count: int) -> list[Job]:
+    return await asyncio.gather(*(enqueue(store) for _ in range(count)))
+
+
+async def open_transactions(database: str) -> int:
+    """Return how many connections of stores are in a transaction."""
+    async with await AsyncConnection.connect(database, autocommit=True) as connection:
+        cursor = await connection.execute(
+            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
+            " AND application_name = 'jobstore' AND xact_start IS NOT NULL"
+        )
+        row = await cursor.fetchone()
+        assert row is not None
+        return int(row[0])
+
+
+class Load:
+    """Callers that enqueue, claim and complete, and remember whatever was acknowledged to them."""
+
+    def __init__(self, store: JobStore) -> None:
+        self._store = store
+        self._ending = False
+        self.enqueued: list[str] = []
+        self.completed: list[str] = []
+
+    async def run(self, callers: int, attack: Callable[[], Awaitable[None]]) -> None:
+        """Let callers work for as long as an attack takes, and then until nothing is left to claim."""
+        async with asyncio.TaskGroup() as group:
+            for _ in range(callers):
+                group.create_task(self._call())
+            await attack()
+            self._ending = True
+
+    async def progress(self, steps: int) -> None:
+        """Return as soon as so many more jobs were completed."""
+        enough = len(self.completed) + steps
+        await eventually(lambda: len(self.completed) >= enough)
+
+    async def check(self) -> None:
+        """Check that nothing that was acknowledged is lost, done twice or stuck."""
+        rows = await self._store.execute("SELECT id, status, attempt FROM background_jobs")
+        assert set(self.enqueued) == {row["id"] for row in rows}
+        assert len(self.enqueued) == len(rows)
+        assert Counter(self.completed) == Counter(self.enqueued)
+        assert {(row["status"], row["attempt"]) for row in rows} == {("completed", 1)}
+        attempts = await self._store.execute("SELECT job_id FROM job_attempts")
+        assert len(attempts) == len(rows)
+
+    async def _call(self) -> None:
+        while True:
+            if not self._ending:
+                self.enqueued.append((await enqueue(self._store)).id)
+            claims = await self._store.jobs.claim("worker", limit=2, lease=3600)
+            for claim in claims:
+                job = await self._store.jobs.complete(claim, "done")
+                self.completed.append(job.id)
+            if self._ending and not claims:
+                return
+
+
+# Rows that someone else has locked
+
+
+async def lock(stranger: AsyncConnection[tuple[object, ...]], jobs: list[str]) -> None:
+    await stranger.execute("SELECT 1 FROM background_jobs WHERE id = ANY(%s) FOR UPDATE", [jobs])
+
+
+@pytest.mark.parametrize("locked", [1, 10])
+async def test_rows_that_a_stranger_locked_stall_nobody_else(
+    store: JobStore, stranger: AsyncConnection[tuple[object, ...]], locked: int
+) -> None:
+    await enqueue_many(store, locked)
+    claims = await store.jobs.claim("worker", limit=locked)
+    await lock(stranger, [claim.job_id for claim in claims])
+    waiting = [asyncio.ensure_future(store.jobs.complete(claim, "late")) for claim in claims]
+
+    for _ in range(3):
+        await enqueue_many(store, 20)
+        others = await store.jobs.claim("other", limit=20)
+        assert len(others) == 20
+        beats = await store.jobs.heartbeat(claims + others)
+        assert all(beat.extended for beat in beats)
+        await asyncio.gather(*(store.jobs.complete(claim, "soon") for claim in others))
+    assert not any(task.done() for task in waiting)
+
+    await stranger.commit()
+    done = await asyncio.gather(*waiting)
+    assert {job.status for job in done} == {"completed"}
+    assert await store.jobs.count(status="completed") == 60 + locked
+
+
+async def test_an_expired_job_that_a_stranger_locked_is_rescued_later_and_stalls_no_claim(
+    database: str, stranger: AsyncConnection[tuple[object, ...]], clock: FakeClock
+) -> None:
+    async with JobStore(database, migrate=True, clock=clock) as store:
+        expired = await enqueue(store)
+        await store.jobs.claim("gone", lease=30)
+        await lock(stranger, [expired.id])
+        clock.advance(31)
+        others = {(await enqueue(store)).id for _ in range(5)}
+        for _ in others:
+            [claim] = await store.jobs.claim("other")
+            assert claim.job_id in others
+            await store.jobs.complete(claim, "soon")
+        assert await store.jobs.claim("other") == []
+        await stranger.commit()
+        [claim] = await store.jobs.claim("other")
+        assert (claim.job_id, claim.attempt) == (expired.id, 2)
+
+
+async def test_a_lease_that_a_stranger_locked_is_not_lost(
+    store: JobStore, stranger: AsyncConnection[tuple[object, ...]]
+) -> None:
+    await enqueue_many(store, 3)
+    claims = await store.jobs.claim("worker", limit=3)
+    await stranger.execute("SELECT 1 FROM job_attempts WHERE job_id = %s FOR UPDATE", [claims[0].job_id])
+    beats = await store.jobs.heartbeat(claims)
+    assert [beat.extended for beat in beats] == [True, True, True]
+    await stranger.commit()
+
+
+# Connections that are lost
+
+
+@pytest.mark.parametrize(
+    "moments",
+    [["before"], ["during"], ["after"], ["ended"], ["after", "before"], ["after", "ended"], ["before"] * 4],
+)
+async def test_a_commit_whose_answer_is_lost_is_made_exactly_once(
+    store: JobStore, proxy: Proxy, moments: list[When]
+) -> None:
+    async with JobStore(proxy.url) as through:
+        await enqueue(through)
+        proxy.cut(COMMIT, *moments)
+        acknowledged = [await enqueue(through)]
+        acknowledged += await enqueue_many(through, 3)
+    assert proxy.cuts_left == 0
+    rows = await store.execute("SELECT id FROM background_jobs")
+    assert len(rows) == 5
+    assert {job.id for job in acknowledged} <= {row["id"] for row in rows}
+
+
+@pytest.mark.parametrize("moment", ["before", "during", "after"])
+async def test_an_operation_of_the_users_own_is_carried_out_once_though_its_commit_is_cut(
+    store: JobStore, proxy: Proxy, moment: When
+) -> None:
+    await store.execute("CREATE TABLE counted (number INTEGER)")
+    await store.execute("INSERT INTO counted VALUES (0)")
+    async with JobStore(proxy.url) as through:
+        proxy.cut(COMMIT, moment)
+        [row] = await through.execute("UPDATE counted SET number = number + 1 RETURNING number")
+    assert proxy.cuts_left == 0
+    assert row["number"] == 1
+    assert list(map(dict, await store.execute("SELECT number FROM counted"))) == [{"number": 1}]
+
+
+@pytest.mark.parametrize("moment", ["before", "during", "after"])
+@pytest.mark.parametrize("text", [b"status = 'running', attempt = attempt + 1", b"INSERT INTO job_attempts", COMMIT])
+async def test_a_claim_in_whose_midst_the_connection_is_cut_returns_its_job_once(
+    store: JobStore, proxy: Proxy, text: bytes, moment: When
+) -> None:
+    job = await enqueue(store)
+    async with JobStore(proxy.url) as through:
+        proxy.cut(text, moment)
+        [claim] = await through.jobs.claim("worker")
+        assert proxy.cuts_left == 0
+        assert (claim.job_id, claim.attempt) == (job.id, 1)
+        assert await through.jobs.claim("worker") == []
+        await through.jobs.complete(claim, "done")
+    [attempt] = await store.jobs.attempts(job.id)
+    assert attempt.outcome == "completed"
+
+
+@pytest.mark.parametrize("moment", ["before", "during", "after"])
+async def test_a_completion_that_spills_keeps_its_file_though_its_commit_is_cut(
+    store: JobStore, proxy: Proxy, tmp_path: Path, moment: When
+) -> None:
+    job = await enqueue(store)
+    async with JobStore(proxy.url, outputs=tmp_path / "outputs") as through:
+        [claim] = await through.jobs.claim("worker")
+        proxy.cut(COMMIT, moment)
+        await through.jobs.complete(claim, "long " * 20_000)
+    assert await store.jobs.read_response(job.id) == "long " * 20_000
+
+
+async def test_a_file_stays_when_nobody_can_tell_whether_its_row_was_committed(
+    store: JobStore, proxy: Proxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(postgres_writer, "PATIENCE", 0.1)
+    async with JobStore(proxy.url, outputs=tmp_path / "outputs") as through:
+        proxy.cut(COMMIT, "after")
+        proxy.refuses = True
+        with pytest.raises(ConnectionLost):
+            await through.jobs.enqueue("long " * 20_000, task_type="task", api_type="api")
+        assert proxy.cuts_left == 0
+    [job] = (await store.jobs.list()).items
+    assert await store.jobs.read_prompt(job.id) == "long " * 20_000
+
+
+async def test_reads_go_on_when_all_reading_connections_were_lost(store: JobStore, database: str) -> None:
+    await enqueue(store)
+    await asyncio.gather(*(store.jobs.count() for _ in range(50)))
+    assert store.stats().pool.open > 3
+    await terminate(database)
+    assert await store.jobs.count() == 1
+    await terminate(database)
+    assert await asyncio.gather(*(store.jobs.count() for _ in range(50))) == [1] * 50
+
+
+async def terminate(database: str, most: int = 1000) -> int:
+    """End up to so many of the stores' connections, chosen at random, from the server's side."""
+    async with await AsyncConnection.connect(database, autocommit=True) as connection:
+        cursor = await connection.execute(
+            "SELECT count(pg_terminate_backend(pid)) FROM (SELECT pid FROM pg_stat_activity"
+            " WHERE datname = current_database() AND application_name = 'jobstore'"
+            " ORDER BY random() LIMIT %s) AS victims",
+            [most],
+        )
+        row = await cursor.fetchone()
+        assert row is not None
+        return int(row[0])
+
+
+async def test_connections_ended_by_the_server_at_random_lose_nothing_and_repeat_nothing(
+    store: JobStore, database: str
+) -> None:
+    load = Load(store)
+    dice = random.Random(7)  # noqa: S311 - a choice of victims
+
+    async def attack() -> None:
+        for _ in range(40):
+            await terminate(database, dice.choice([1, 2, 1000]))
+            await load.progress(dice.randrange(1, 60))
+
+    await load.run(50, attack)
+    await load.check()
+    await eventually(lambda: no_open_transaction(database))
+
+
+async def no_open_transaction(database: str) -> bool:
+    return await open_transactions(database) == 0
+
+
+# A server that crashes
+
+
+@pytest.mark.parametrize("crashes", [2, pytest.param(5, marks=pytest.mark.full)])
+async def test_a_server_that_crashes_under_load_loses_nothing_that_was_acknowledged(crashes: int) -> None:
+    context = postgres.own_server()
+    server = await asyncio.to_thread(context.__enter__)
+    try:
+        async with JobStore(server.url, migrate=True) as store:
+            load = Load(store)
+            counts = []
+
+            async def attack() -> None:
+                for _ in range(crashes):
+                    await load.progress(300)
+                    _, count = await asyncio.gather(asyncio.to_thread(server.crash_and_restart), store.jobs.count())
+                    counts.append(count)
+                await load.progress(300)
+
+            await load.run(20, attack)
+            assert len(counts) == crashes
+            await load.check()
+    finally:
+        await asyncio.to_thread(context.__exit__, None, None, None)
+
+
+# Heartbeats, claims and completions of several stores
+
+
+async def test_heartbeats_of_two_stores_never_collide_with_completions_and_claims_of_another(database: str) -> None:
+    async with (
+        JobStore(database, migrate=True) as working,
+        JobStore(database) as first,
+        JobStore(database) as second,
+    ):
+        await enqueue_many(working, 200)
+        claims = await working.jobs.claim("worker", limit=200, lease=3600)
+        held, passing = claims[:100], claims[100:]
+        ended: set[str] = set()
+        rounds = 0
+
+        async def work() -> None:
+            while rounds < 60 or passing:
+                part = [passing.pop() for _ in range(min(10, len(passing)))]
+                ended.update(claim.job_id for claim in part)
+                await asyncio.gather(*(working.jobs.complete(claim, "done") for claim in part))
+                if rounds < 60:
+                    await enqueue_many(working, 8)
+                passing.extend(await working.jobs.claim("worker", limit=8, lease=3600))
+
+        async def beat(beating: JobStore) -> None:
+            nonlocal rounds
+            dice = random.Random(rounds)  # noqa: S311 - an order
+            while not worked.done():
+                chosen = held + passing
+                dice.shuffle(chosen)
+                check(await beating.jobs.heartbeat(chosen, lease=3600))
+                rounds += 1
+
+        async def beat_aside() -> None:
+            engine = first.jobs._backend.engine
+            while not worked.done():
+                check(await engine.write_aside(leasing.heartbeat, keys(held), HOUR))
+
+        def check(beats: list[Heartbeat]) -> None:
+            assert {beat.job_id for beat in beats if not beat.extended} <= ended
+
+        worked = asyncio.ensure_future(work())
+        await asyncio.gather(worked, beat(first), beat(second), beat_aside())
+        await asyncio.gather(*(first.jobs.complete(claim, "done") for claim in held))
+
+
+def keys(claims: list[Claim]) -> list[tuple[str, int]]:
+    return [(claim.job_id, claim.attempt) for claim in claims]
+
+
+async def test_stores_that_claim_at_the_same_time_get_each_job_once(database: str) -> None:
+    jobs = 2000
+    claimed: list[str] = []
+
+    async def claim(store: JobStore, dice: random.Random) -> None:
+        while len(claimed) < jobs:
+            claims = await store.jobs.claim("worker", limit=dice.randint(1, 10))
+            claimed.extend(claim.job_id for claim in claims)
+
+    async with JobStore(database, migrate=True) as one, JobStore(database) as two, JobStore(database) as three:
+        enqueued = await asyncio.gather(*(enqueue(one, task_type=f"task {number % 3}") for number in range(jobs)))
+        dice = random.Random(3)  # noqa: S311 - sizes
+        await asyncio.gather(*(claim(store, dice) for store in (one, two, three) for _ in range(4)))
+        assert Counter(claimed) == Counter(job.id for job in enqueued)
+        attempts = await one.execute("SELECT count(*) AS n FROM job_attempts")
+        assert attempts[0]["n"] == jobs
+
+
+# Clocks
+
+
+def opened_with(database: str, clock: Clock, host_clock: Clock) -> JobStore:
+    """Return a store on a host whose clock is another than this one's."""
+    store = JobStore(database, migrate=True, clock=clock)
+    name = store.name
+    store._database.engine = (  # type: ignore[method-assign]
+        lambda clock, pool_size, durability: PostgresEngine(database, name, clock, pool_size, durability, host_clock)
+    )
+    return store
+
+
+@pytest.mark.parametrize("skew", [-HOUR, HOUR])
+async def test_a_host_whose_clock_is_wrong_writes_the_servers_time(database: str, skew: int) -> None:
+    def wrong() -> int:
+        return system_clock() + skew
+
+    async with opened_with(database, wrong, wrong) as store:
+        before = await servers_time(database)
+        job = await enqueue(store)
+        [claim] = await store.jobs.claim("worker", lease=30)
+        after = await servers_time(database)
+        assert before - 1000 <= to_milliseconds(job.created_at) <= after + 1000
+        [attempt] = await store.jobs.attempts(claim.job_id)
+        assert before + 29_000 <= to_milliseconds(attempt.lease_expires_at) <= after + 31_000
+        async with JobStore(database) as right:
+            assert await right.jobs.claim("thief") == []
+
+
+async def servers_time(database: str) -> int:
+    async with await AsyncConnection.connect(database, autocommit=True) as connection:
+        cursor = await connection.execute("SELECT (extract(epoch FROM clock_timestamp()) * 1000)::bigint")
+        row = await cursor.fetchone()
+        assert row is not None
+        return int(row[0])  # type: ignore[call-overload, no-any-return]
+
+
+@pytest.mark.parametrize("skew", [0, -HOUR, HOUR])
+async def test_an_injected_clock_is_left_as_it_is(database: str, clock: FakeClock, skew: int) -> None:
+    async with opened_with(database, clock, lambda: system_clock() + skew) as store:
+        job = await enqueue(store)
+        assert to_milliseconds(job.created_at) == clock.now
+        clock.advance(5)
+        await store.jobs.claim("worker")
+        job = await store.jobs.get(job.id)
+        assert job.started_at is not None
+        assert to_milliseconds(job.started_at) == clock.now
+
+
+# Callers that are cancelled
+
+
+class Calls:
+    """Calls of all kinds, and what their callers came to know before they were cancelled."""
+
+    def __init__(self, store: JobStore) -> None:
+        self._store = store
+        self.acknowledged: set[str] = set()
+        self.held: set[str] = set()
+        self.done: set[str] = set()
+
+    async def make(self, call: str) -> None:
+        match call:
+            case "enqueue":
+                self.acknowledged.add((await enqueue(self._store)).id)
+            case "spill":
+                job = await self._store.jobs.enqueue("p" * 70_000, task_type="task", api_type="api")
+                self.acknowledged.add(job.id)
+            case "claim":
+                self.held.update(claim.job_id for claim in await self._store.jobs.claim("mine", limit=2))
+            case "complete":
+                for claim in await self._store.jobs.claim("mine"):
+                    self.held.add(claim.job_id)
+                    await self._store.jobs.complete(claim, "r" * 70_000)
+                    self.done.add(claim.job_id)
+            case "own":
+                await self._store.execute("UPDATE background_jobs SET priority = priority")
+            case _:
+                await self._store.jobs.list()
+
+
+async def test_cancelling_callers_at_random_points_loses_nothing_and_leaves_no_open_transaction(
+    store: JobStore, database: str, tmp_path: Path
+) -> None:
+    dice = random.Random(11)  # noqa: S311 - delays
+    calls = Calls(store)
+
+    async def cancelled(call: str) -> None:
+        task = asyncio.ensure_future(calls.make(call))
+        for _ in range(dice.randrange(40)):
+            await asyncio.sleep(0)
+        if dice.random() < 0.5:
+            await asyncio.sleep(dice.random() * 0.02)
+        task.cancel()
+        await asyncio.wait([task])
+        if not task.cancelled():
+            task.result()
+
+    for _ in range(12):
+        chosen = dice.choices(["enqueue", "spill", "claim", "complete", "own", "read"], k=25)
+        await asyncio.gather(*map(cancelled, chosen))
+    await enqueue(store)  # behind all that was given back
+    stats = store.stats().writer
+    assert (stats.waiting_operations, stats.waiting_bytes, stats.blocked_callers) == (0, 0, 0)
+    await eventually(lambda: no_open_transaction(database))
+    rows = {row["id"]: row["status"] for row in await store.execute("SELECT id, status FROM background_jobs")}
+    assert calls.acknowledged <= set(rows)
+    assert {rows[job_id] for job_id in calls.done} <= {"completed"}
+    assert {job_id for job_id, status in rows.items() if status == "running"} <= calls.held
+    await store.close()
+    named = await look(database, tmp_path / "outputs")
+    files = {path.relative_to(tmp_path / "outputs").as_posix() for path in (tmp_path / "outputs").glob("*/*/*")}
+    assert files == named
+
+
+async def look(database: str, outputs: Path) -> set[str]:
+    """Return the files that rows name."""
+    async with JobStore(database, outputs=outputs) as store:
+        rows = await store.execute(
+            "SELECT prompt_file_path AS path FROM background_jobs WHERE prompt_file_path IS NOT NULL"
+            " UNION SELECT output_file_path FROM background_jobs WHERE output_file_path IS NOT NULL"
+        )
+        return {row["path"] for row in rows}
+
+
+async def test_a_caller_that_gives_up_waiting_for_a_locked_row_is_answered_for(
+    store: JobStore, database: str, stranger: AsyncConnection[tuple[object, ...]]
+) -> None:
+    await enqueue(store)
+    [claim] = await store.jobs.claim("worker")
+    await lock(stranger, [claim.job_id])
+    waiting = asyncio.ensure_future(store.jobs.complete(claim, "done"))
+    await eventually(lambda: someone_waits_aside(database))
+    waiting.cancel()
+    await asyncio.wait([waiting])
+    closing = asyncio.ensure_future(store.close())
+    await stranger.commit()
+    await closing
+    assert not any(task.get_coro().__name__ == "_commit_aside" for task in asyncio.all_tasks())  # type: ignore[union-attr]
+    async with JobStore(database) as again:
+        assert await again.jobs.count(status="completed") == 1
+    assert await open_transactions(database) == 0
+
+
+async def someone_waits_aside(database: str) -> bool:
+    async with await AsyncConnection.connect(database, autocommit=True) as connection:
+        cursor = await connection.execute(
+            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+            " AND clock_timestamp() - query_start > interval '0.2 s'"
+        )
+        row = await cursor.fetchone()
+        assert row is not None
+        return row[0] == 1
