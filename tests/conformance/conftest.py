@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -10,18 +10,6 @@ import pytest
 from jobstore import JobStore
 from jobstore.testing import FakeClock
 from tests import postgres
-
-
-@pytest.fixture(scope="session")
-def postgres_server() -> Iterator[str]:
-    with postgres.running_server() as url:
-        yield url
-
-
-@pytest.fixture(scope="module")
-def postgres_database(postgres_server: str) -> Iterator[str]:
-    with postgres.new_database(postgres_server) as url:
-        yield url
 
 
 @pytest.fixture(params=["sqlite", "postgres"])
