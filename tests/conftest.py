@@ -1,4 +1,4 @@
-"""Fixtures that all tests share: stores on real files and servers, a clock to turn by hand, a guard of the event loop."""
+"""Fixtures that all tests share: stores, a server, a clock to turn by hand, and a guard of the event loop."""
 
 from __future__ import annotations
 

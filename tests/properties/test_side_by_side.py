@@ -282,4 +282,4 @@ def test_sqlite_and_postgres_give_the_same_answers(postgres_database: str) -> No
         postgres.empty(postgres_database)
         return SideBySide(postgres_database)
 
-    run_state_machine_as_test(emptied, settings=settings(max_examples=10, stateful_step_count=30, deadline=None))
+    run_state_machine_as_test(emptied, settings=settings(max_examples=8, stateful_step_count=25, deadline=None))
