@@ -446,6 +446,7 @@ class JobStats(_Model):
     counts: dict[JobStatus, int]
     """By status; every status is there."""
     lanes: list[LaneStats]
+    """In the order of their names."""
 
 
 class AppliedMigration(_Model):

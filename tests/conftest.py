@@ -1,4 +1,4 @@
-"""Fixtures that all tests share: a store on a real file, a clock to turn by hand, and a guard of the event loop."""
+"""Fixtures that all tests share: stores, a server, a clock to turn by hand, and a guard of the event loop."""
 
 from __future__ import annotations
 
@@ -60,3 +60,15 @@ async def store(database: Path, clock: FakeClock) -> AsyncIterator[JobStore]:
     """A migrated, open store whose time stands still until `clock.advance`."""
     async with JobStore(database, migrate=True, clock=clock) as store:
         yield store
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[str]:
+    with postgres.running_server() as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def postgres_database(postgres_server: str) -> Iterator[str]:
+    with postgres.new_database(postgres_server) as url:
+        yield url

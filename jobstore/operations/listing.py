@@ -131,7 +131,7 @@ def stats(_now: int) -> Operation[JobStats]:
     rows = yield from fetch_all(
         """
         SELECT task_type, api_type, status, COUNT(*) AS count FROM background_jobs
-        GROUP BY task_type, api_type, status
+        GROUP BY task_type, api_type, status ORDER BY task_type, api_type, status
         """
     )
     totals = dict.fromkeys(JobStatus, 0)

@@ -16,6 +16,7 @@ HERE = Path(__file__).parent
     [
         ("group_commit.py", ["--jobs", "128", "--rounds", "1"], "lone caller, median"),
         ("claim_time.py", ["--jobs", "100000"], "not filtered"),
+        ("postgres.py", ["--jobs", "128", "--rounds", "1", "--wakes", "10"], "handler in another process"),
     ],
 )
 def test_the_benchmark_runs_and_prints_its_ratios(script: str, arguments: list[str], said: str) -> None:

@@ -243,6 +243,13 @@ async def test_statistics_count_every_status_in_all_and_those_of_each_lane(store
     }
 
 
+async def test_statistics_name_the_lanes_in_order(store: JobStore) -> None:
+    for task_type, api_type in [("b", "x"), ("a b", "x"), ("B", "x"), ("a", "z"), ("a", "y")]:
+        await enqueue(store, task_type=task_type, api_type=api_type)
+    lanes = [(lane.task_type, lane.api_type) for lane in (await store.jobs.stats()).lanes]
+    assert lanes == [("B", "x"), ("a", "y"), ("a", "z"), ("a b", "x"), ("b", "x")]
+
+
 # hiding
 
 
