@@ -60,15 +60,3 @@ async def store(database: Path, clock: FakeClock) -> AsyncIterator[JobStore]:
     """A migrated, open store whose time stands still until `clock.advance`."""
     async with JobStore(database, migrate=True, clock=clock) as store:
         yield store
-
-
-@pytest.fixture(scope="session")
-def postgres_server() -> Iterator[str]:
-    with postgres.running_server() as url:
-        yield url
-
-
-@pytest.fixture(scope="module")
-def postgres_database(postgres_server: str) -> Iterator[str]:
-    with postgres.new_database(postgres_server) as url:
-        yield url

@@ -21,7 +21,7 @@ from jobstore.engines.postgres_server import Server
 from jobstore.engines.postgres_writer import BATCH_LOCK_TIMEOUT, PATIENCE, RowLocked, Writer
 from jobstore.engines.signal import Signal
 from jobstore.errors import DatabaseBusy, DatabaseError, PoolTimeout, SchemaMismatch, StoreClosed
-from jobstore.sql import MakeOperation
+from jobstore.sql import MakeOperation, Operation, fetch_one
 
 T = TypeVar("T")
 Durability = Literal["full", "normal"]
@@ -77,7 +77,9 @@ class PostgresEngine:
         self._durability = durability
         self._pool_size = pool_size
         self._channel = ""
-        self._listener = Listener(self._server, str(uuid7()), self.changes.notify, self._heard_of_work)
+        self._listener = Listener(
+            self._server, str(uuid7()), self.changes.notify, self._heard_of_work, lambda: self.read(_next_transaction)
+        )
         self._writer = self._new_writer(BATCH_LOCK_TIMEOUT)
         self._queue = GroupCommit(self._commit, self._committed, lambda request: request.guarded)
         self._readers: psycopg_pool.AsyncConnectionPool[Connection] | None = None
@@ -105,13 +107,16 @@ class PostgresEngine:
                 await driver.read(connection, check(self.clock()))
             await self._writer.forget_gone()
             self._readers = await self._open_pool()
+            await self._listener.start(self._channel, pooled=self._writer.facts.pooled)
         except BaseException as error:
+            await self._listener.close()
+            if self._readers is not None:
+                await self._readers.close()
             await self._writer.close()
             reason = error.error if isinstance(error, TransactionFailed) else error
             if isinstance(reason, psycopg.Error):
                 raise translate(reason) from None
             raise
-        self._listener.start(self._channel, pooled=self._writer.facts.pooled)
 
     async def close(self) -> None:
         """Finish what was accepted, then release everything. Closing twice is fine."""
@@ -286,6 +291,12 @@ class PostgresEngine:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
+
+
+def _next_transaction(_now: int) -> Operation[str]:
+    """Return the number of the next transaction that writes, on the whole server."""
+    row = yield from fetch_one("SELECT pg_snapshot_xmax(pg_current_snapshot())::text AS number")
+    return "" if row is None else row["number"]
 
 
 def _hand_over(done: asyncio.Task[T], future: asyncio.Future[T]) -> None:

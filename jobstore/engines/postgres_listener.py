@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 import psycopg
 from psycopg import sql
 
+from jobstore.engines.postgres_driver import Connection, translate
 from jobstore.engines.postgres_server import Server
-from jobstore.errors import DatabaseError
+from jobstore.errors import DatabaseError, JobStoreError
 
 logger = logging.getLogger(__name__)
 
@@ -30,23 +31,37 @@ class Listener:
         sender: Marks this process's own notifications, which are passed over.
         heard: Called when it may have changed something.
         heard_of_work: Called when there may be new work as well.
+        look: Returns what differs once anyone has written anything.
     """
 
     def __init__(
-        self, server: Server, sender: str, heard: Callable[[], None], heard_of_work: Callable[[], None]
+        self,
+        server: Server,
+        sender: str,
+        heard: Callable[[], None],
+        heard_of_work: Callable[[], None],
+        look: Callable[[], Awaitable[str]],
     ) -> None:
         self._server = server
         self._sender = sender
         self._heard = heard
         self._heard_of_work = heard_of_work
+        self._look = look
         self._tasks: list[asyncio.Task[None]] = []
+        self._connection: Connection | None = None
 
-    def start(self, channel: str, *, pooled: bool) -> None:
-        """Begin to listen."""
+    async def start(self, channel: str, *, pooled: bool) -> None:
+        """Begin to listen; from here on nothing is missed.
+
+        Raises:
+            DatabaseError: The server cannot be reached.
+        """
         loop = asyncio.get_running_loop()
-        self._tasks.append(loop.create_task(self._poll(POLL_POOLED if pooled else POLL_LISTENING)))
+        seen = await self._look()
+        self._tasks.append(loop.create_task(self._poll(POLL_POOLED if pooled else POLL_LISTENING, seen)))
         if not pooled:
-            self._tasks.append(loop.create_task(self._listen(channel)))
+            self._connection = await self._connect(channel)
+            self._tasks.append(loop.create_task(self._listen(channel, self._connection)))
 
     async def close(self) -> None:
         """Listen no more."""
@@ -54,32 +69,53 @@ class Listener:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._tasks.clear()
+        if self._connection is not None:
+            await self._connection.close()
 
     def notice(self, channel: str, *, wakes: bool) -> str:
         """Return the statement that tells the other processes of a commit; the server sends equal ones once."""
         payload = f"{self._sender}:{'work' if wakes else 'change'}"
         return sql.SQL("SELECT pg_notify({}, {})").format(channel, payload).as_string(None)
 
-    async def _poll(self, seconds: float) -> None:
+    async def _poll(self, seconds: float, seen: str) -> None:
         while True:
             await asyncio.sleep(seconds)
-            self._heard_of_work()
+            try:
+                last = await self._look()
+            except JobStoreError:
+                last = ""  # unknown: let those who wait look for themselves
+            if last != seen:
+                seen = last
+                self._heard_of_work()
 
-    async def _listen(self, channel: str) -> None:
+    async def _listen(self, channel: str, connection: Connection) -> None:
         while True:
-            with contextlib.suppress(psycopg.Error, DatabaseError):
-                await self._listen_until_lost(channel)
+            with contextlib.suppress(psycopg.Error):
+                await self._hear(connection)
             logger.info("the connection that listens was lost, making it anew")
-            await asyncio.sleep(RETRY_SECONDS)
+            await connection.close()
+            connection = self._connection = await self._connect_again(channel)
+            self._heard_of_work()  # what came meanwhile was missed
 
-    async def _listen_until_lost(self, channel: str) -> None:
+    async def _connect_again(self, channel: str) -> Connection:
+        while True:
+            await asyncio.sleep(RETRY_SECONDS)
+            with contextlib.suppress(DatabaseError):
+                return await self._connect(channel)
+
+    async def _connect(self, channel: str) -> Connection:
         connection, _ = await self._server.connect()
         try:
             await connection.execute(sql.SQL("LISTEN {}").format(sql.Identifier(channel)))
-            self._heard_of_work()  # what came before may have been missed
-            async for notification in connection.notifies():
-                sender, _, kind = notification.payload.partition(":")
-                if sender != self._sender:
-                    (self._heard_of_work if kind == "work" else self._heard)()
-        finally:
+        except BaseException as error:
             await connection.close()
+            if isinstance(error, psycopg.Error):
+                raise translate(error) from None
+            raise
+        return connection
+
+    async def _hear(self, connection: Connection) -> None:
+        async for notification in connection.notifies():
+            sender, _, kind = notification.payload.partition(":")
+            if sender != self._sender:
+                (self._heard_of_work if kind == "work" else self._heard)()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,6 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from jobstore import InvalidArgument, Job, JobStore, NewJob, Operation, SessionNotFound, drive, enqueue, execute
-from tests import postgres
 
 NOW = 1_750_000_000_000
 
@@ -26,12 +24,6 @@ def _sqlite3_blocks(_no_blocking_of_the_event_loop: BlockBuster) -> None:
     """A connection of sqlite3's own is the user's to block on."""
     for name in ("sqlite3.Connection.execute", "sqlite3.Cursor.fetchall"):
         _no_blocking_of_the_event_loop.functions[name].deactivate()
-
-
-@pytest.fixture(scope="module")
-def postgres_url() -> Iterator[str]:
-    with postgres.running_server() as server, postgres.new_database(server) as url:
-        yield url
 
 
 def order(session_id: str | None = None) -> Operation[Job]:
@@ -74,11 +66,10 @@ async def test_on_a_connection_of_aiosqlite(with_orders: JobStore, database: Pat
 
 
 @pytest.mark.parametrize("commit", [True, False])
-async def test_on_a_connection_of_psycopg(postgres_url: str, commit: bool) -> None:  # noqa: FBT001
-    postgres.empty(postgres_url)
-    async with JobStore(postgres_url, migrate=True) as store:
+async def test_on_a_connection_of_psycopg(fresh_database: str, commit: bool) -> None:  # noqa: FBT001
+    async with JobStore(fresh_database, migrate=True) as store:
         await store.execute("CREATE TABLE orders (item TEXT)")
-        async with await psycopg.AsyncConnection.connect(postgres_url) as connection:
+        async with await psycopg.AsyncConnection.connect(fresh_database) as connection:
             await connection.execute("INSERT INTO orders (item) VALUES ('by hand')")
             seen = await store.jobs.wake()
             job = await drive(connection, order())
@@ -89,11 +80,10 @@ async def test_on_a_connection_of_psycopg(postgres_url: str, commit: bool) -> No
             assert await store.jobs.get(job.id) == job
 
 
-async def test_on_a_connection_of_sqlalchemy_to_postgresql(postgres_url: str) -> None:
-    postgres.empty(postgres_url)
-    async with JobStore(postgres_url, migrate=True) as store:
+async def test_on_a_connection_of_sqlalchemy_to_postgresql(fresh_database: str) -> None:
+    async with JobStore(fresh_database, migrate=True) as store:
         await store.execute("CREATE TABLE orders (item TEXT)")
-        engine = create_async_engine(postgres_url.replace("postgresql://", "postgresql+psycopg://"))
+        engine = create_async_engine(fresh_database.replace("postgresql://", "postgresql+psycopg://"))
         async with engine.begin() as connection:
             await connection.execute(text("INSERT INTO orders (item) VALUES ('by hand')"))
             await drive(connection, order())
@@ -105,7 +95,7 @@ async def test_on_a_connection_of_sqlalchemy_to_postgresql(postgres_url: str) ->
 
 
 async def test_an_operation_that_fails_takes_back_what_it_did_and_no_more(
-    with_orders: JobStore, database: Path, postgres_url: str
+    with_orders: JobStore, database: Path, fresh_database: str
 ) -> None:
     with closing(sqlite3.connect(database, isolation_level=None)) as connection:
         connection.execute("PRAGMA foreign_keys=ON")
@@ -121,22 +111,21 @@ async def test_an_operation_that_fails_takes_back_what_it_did_and_no_more(
             await drive(connection, order(session_id="nobody"))
         await connection.execute("COMMIT")
     assert await committed(with_orders) == (["by hand"], 0)
-    postgres.empty(postgres_url)
-    async with JobStore(postgres_url, migrate=True) as store:
+    async with JobStore(fresh_database, migrate=True) as store:
         await store.execute("CREATE TABLE orders (item TEXT)")
-        async with await psycopg.AsyncConnection.connect(postgres_url) as connection:
+        async with await psycopg.AsyncConnection.connect(fresh_database) as connection:
             await connection.execute("INSERT INTO orders (item) VALUES ('by hand')")
             with pytest.raises(SessionNotFound):
                 await drive(connection, order(session_id="nobody"))
         assert await committed(store) == (["by hand"], 0)
 
 
-async def test_a_connection_without_a_transaction_is_refused(database: Path, postgres_url: str) -> None:
+async def test_a_connection_without_a_transaction_is_refused(database: Path, fresh_database: str) -> None:
     with closing(sqlite3.connect(database, isolation_level=None)) as plain:
         await refused(plain)
     async with aiosqlite.connect(database, isolation_level=None) as threaded:
         await refused(threaded)
-    async with await psycopg.AsyncConnection.connect(postgres_url, autocommit=True) as connection:
+    async with await psycopg.AsyncConnection.connect(fresh_database, autocommit=True) as connection:
         await refused(connection)
     await refused("a text")
 
