@@ -315,7 +315,8 @@ async def _fetched(fetch: Literal["one", "all", "count", "many", "dialect"], sen
     if fetch in {"count", "many"}:
         return sum(cursor.rowcount for cursor in sent)
     [cursor] = sent
-    rows = await cursor.fetchall() if cursor.description else []
+    has_rows = cursor.pgresult is not None and cursor.pgresult.nfields > 0  # `description` would describe each column
+    rows = await cursor.fetchall() if has_rows else []
     if fetch == "one":
         return rows[0] if rows else None
     return rows
