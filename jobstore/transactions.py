@@ -104,8 +104,8 @@ async def _drive_statements(connection: aiosqlite.Connection, operation: Operati
         while True:
             try:
                 result = await _run(connection, statement)
-            except sqlite3.Error as error:
-                statement = operation.throw(sqlite_driver.translate(error))
+            except (sqlite3.Error, ValueError, OverflowError, InvalidArgument) as error:
+                statement = operation.throw(sqlite_driver.failure_of(error))
             else:
                 statement = operation.send(result)
     except StopIteration as stop:
@@ -117,6 +117,7 @@ async def _run(connection: aiosqlite.Connection, statement: Statement) -> Any:  
     sql, parameters, fetch = statement
     if fetch == "dialect":
         return sqlite_driver.DIALECT
+    sqlite_driver.refuse_control(sql)
     if fetch == "many":
         return (await connection.executemany(sql, parameters)).rowcount
     async with connection.execute(sql, parameters) as cursor:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import itertools
 import re
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, Literal, TypeVar
 
 import psycopg
@@ -131,7 +131,7 @@ async def drive_in_turns(connection: Connection, requests: Sequence[Request], no
             async with pipeline(connection):
                 for sql in first:
                     await connection.execute(sql, prepare=False)
-                cursors = [await _send(connection, drive.statement) for drive in running]
+                cursors = [await _send(connection.execute, drive.statement) for drive in running]
             results = [await _result(drive, sent) for drive, sent in zip(running, cursors, strict=True)]
         except psycopg.Error as error:
             raise TransactionFailed(error) from None
@@ -221,15 +221,12 @@ async def _drive_statements(connection: AsyncConnection[Any], operation: Operati
 
 
 async def _send_for(connection: AsyncConnection[Any], statement: Statement) -> Sent:
-    if statement.fetch == "dialect":
-        return []
-    query, rows = to_psycopg(statement.sql), statement.parameters
-    cursors = []
-    for row in rows if isinstance(rows, list) else [rows]:
+    async def execute(query: str, parameters: Mapping[str, Any]) -> psycopg.AsyncCursor[DictRow]:
         cursor = connection.cursor(row_factory=dict_row)
         configure(cursor)
-        cursors.append(await cursor.execute(query, _checked(row)))
-    return cursors
+        return await cursor.execute(query, parameters)
+
+    return await _send(execute, statement)
 
 
 async def roll_back(connection: Connection) -> None:
@@ -277,9 +274,10 @@ def _go_on(drive: _Drive, result: object) -> bool:
 
 
 Sent = list[psycopg.AsyncCursor[DictRow]]
+Execute = Callable[[str, Mapping[str, Any]], Awaitable[psycopg.AsyncCursor[DictRow]]]
 
 
-async def _send(connection: Connection, statement: Statement, *, prepare: bool | None = None) -> Sent:
+async def _send(execute: Execute, statement: Statement) -> Sent:
     """Send a statement, without waiting for its result if the connection is in a pipeline."""
     if not isinstance(statement, Statement):
         raise InvalidArgument("make_operation", "must yield statements: write `yield from execute(…)` and the like")
@@ -289,7 +287,7 @@ async def _send(connection: Connection, statement: Statement, *, prepare: bool |
     query = to_psycopg(sql)
     rows = parameters if isinstance(parameters, list) else [parameters]
     try:
-        return [await connection.execute(query, _checked(row), prepare=prepare) for row in rows]
+        return [await execute(query, _checked(row)) for row in rows]
     except (ValueError, OverflowError) as error:
         reason = type(error).__name__
     # Out here, because that error quotes the value.
@@ -332,7 +330,7 @@ async def _in_savepoint(connection: Connection, statement: Statement) -> tuple[A
     try:
         async with pipeline(connection):
             await connection.execute("SAVEPOINT operation", prepare=False)
-            sent = await _send(connection, statement, prepare=False)
+            sent = await _send(partial(connection.execute, prepare=False), statement)
             await connection.execute("RELEASE operation", prepare=False)
         return await _fetched(statement.fetch, sent), any(map(_wrote, sent))
     except psycopg.Error as error:

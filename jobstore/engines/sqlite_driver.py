@@ -239,7 +239,7 @@ def drive(connection: sqlite3.Connection, operation: Operation[T]) -> T:
             try:
                 result = run(connection, statement)
             except (sqlite3.Error, ValueError, OverflowError, InvalidArgument) as error:
-                failure = _failure(error)
+                failure = failure_of(error)
             else:
                 statement = operation.send(result)
                 continue
@@ -252,7 +252,7 @@ def drive(connection: sqlite3.Connection, operation: Operation[T]) -> T:
         return value
 
 
-def _failure(error: Exception) -> JobStoreError:
+def failure_of(error: Exception) -> JobStoreError:
     """Return the error of this package for a statement that failed."""
     if isinstance(error, InvalidArgument):
         return error
@@ -268,7 +268,7 @@ def run(connection: sqlite3.Connection, statement: Statement) -> Any:  # noqa: A
     sql, parameters, fetch = statement
     if fetch == "dialect":
         return DIALECT
-    _refuse_control(sql)
+    refuse_control(sql)
     if fetch == "many":
         return connection.executemany(sql, parameters).rowcount
     cursor = connection.execute(sql, parameters)
@@ -293,7 +293,7 @@ def _named(cursor: sqlite3.Cursor, rows: list[tuple[Any, ...]]) -> list[Row]:
 
 
 @lru_cache(maxsize=1024)
-def _refuse_control(sql: str) -> None:
+def refuse_control(sql: str) -> None:
     """Refuse what would end or change the transaction that the operation shares with others."""
     match = _FIRST_WORD.match(sql)
     word = match.group(1).upper() if match else ""

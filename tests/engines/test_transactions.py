@@ -14,7 +14,18 @@ from blockbuster import BlockBuster
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from jobstore import InvalidArgument, Job, JobStore, NewJob, Operation, SessionNotFound, drive, enqueue, execute
+from jobstore import (
+    InvalidArgument,
+    Job,
+    JobStore,
+    NewJob,
+    Operation,
+    SessionNotFound,
+    StatementFailed,
+    drive,
+    enqueue,
+    execute,
+)
 
 NOW = 1_750_000_000_000
 
@@ -134,3 +145,35 @@ async def refused(connection: Any) -> None:  # noqa: ANN401
     with pytest.raises(InvalidArgument) as refusal:
         await drive(connection, order())
     assert refusal.value.field == "connection"
+
+
+def ending_it() -> Operation[int]:
+    return (yield from execute("COMMIT"))
+
+
+def unstorable() -> Operation[int]:
+    return (yield from execute("INSERT INTO orders (item) VALUES (:item)", item="\ud800"))
+
+
+async def test_no_operation_ends_the_transaction_or_shows_what_cannot_be_stored(
+    with_orders: JobStore, database: Path, fresh_database: str
+) -> None:
+    async with aiosqlite.connect(database, isolation_level=None) as threaded:
+        await threaded.execute("BEGIN IMMEDIATE")
+        await refused_all(threaded)
+        assert threaded.in_transaction
+    with closing(sqlite3.connect(database, isolation_level=None)) as plain:
+        plain.execute("BEGIN IMMEDIATE")
+        await refused_all(plain)
+        assert plain.in_transaction
+    async with await psycopg.AsyncConnection.connect(fresh_database) as connection:
+        await connection.execute("CREATE TABLE orders (item TEXT)")
+        await refused_all(connection)
+    assert await committed(with_orders) == ([], 0)
+
+
+async def refused_all(connection: Any) -> None:  # noqa: ANN401
+    with pytest.raises(InvalidArgument):
+        await drive(connection, ending_it())
+    with pytest.raises(StatementFailed):
+        await drive(connection, unstorable())
