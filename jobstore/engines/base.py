@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from typing import Any, Protocol, TypeVar
 
 from pydantic import BaseModel, ConfigDict
@@ -138,6 +139,13 @@ class StoreStats(BaseModel):
     wake: WakeStats
 
 
+class Snapshot(Protocol):
+    """One moment of a database, as several operations see it."""
+
+    async def read(self, make_operation: MakeOperation[..., T], *args: Any) -> T:  # noqa: ANN401
+        """Run an operation that only reads."""
+
+
 class Engine(Protocol):
     """Drives operations on one database."""
 
@@ -173,6 +181,13 @@ class Engine(Protocol):
 
     async def read(self, make_operation: MakeOperation[..., T], *args: Any) -> T:  # noqa: ANN401
         """Run an operation that only reads, on one snapshot."""
+
+    def snapshot(self) -> AbstractAsyncContextManager[Snapshot]:
+        """Hold one snapshot for several operations, for as long as it takes.
+
+        Raises:
+            PoolTimeout: No reading connection became free in time.
+        """
 
     async def wait(self, signal: Signal, since: int, timeout: float | None) -> int:
         """Wait until a signal's count differs from `since` or `timeout` seconds pass; return its count."""

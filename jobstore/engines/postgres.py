@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Coroutine
+from collections.abc import AsyncIterator, Coroutine
 from typing import Any, Literal, TypeVar
 
 import psycopg
@@ -13,7 +13,7 @@ from uuid_utils import uuid7
 
 from jobstore.clock import Clock, system_clock
 from jobstore.engines import postgres_driver as driver
-from jobstore.engines.base import PoolStats, Request, StoreStats, WakeStats
+from jobstore.engines.base import PoolStats, Request, Snapshot, StoreStats, WakeStats
 from jobstore.engines.group_commit import GroupCommit
 from jobstore.engines.postgres_driver import Connection, TransactionFailed, translate
 from jobstore.engines.postgres_listener import Listener
@@ -162,23 +162,41 @@ class PostgresEngine:
             PoolTimeout: No reading connection became free in time.
             ConnectionLost: The server went away.
         """
-        if self._readers is None:
-            raise StoreClosed("the store is closed: open it again before using it")
         for tries in range(1, MAX_READS + 1):
             try:
-                async with self._readers.connection() as connection:
-                    self._reads += 1
+                async with self._reader() as connection:
                     return await driver.read(connection, make_operation(self.clock(), *args))
-            except psycopg_pool.PoolTimeout:
-                self._timeouts += 1
-                raise PoolTimeout(self._pool_size, POOL_TIMEOUT) from None
-            except psycopg_pool.PoolClosed:
-                raise StoreClosed("the store is closed: open it again before using it") from None
             except TransactionFailed as failure:
                 if tries == MAX_READS:
                     raise translate(failure.error) from None
-                await self._readers.check()  # whatever ended this connection may have ended the idle ones too
+                if self._readers is not None:
+                    await self._readers.check()  # whatever ended this connection may have ended the idle ones too
         raise AssertionError
+
+    @contextlib.asynccontextmanager
+    async def snapshot(self) -> AsyncIterator[Snapshot]:
+        """Hold one snapshot for several operations; the server removes no dead rows meanwhile.
+
+        Raises:
+            PoolTimeout: No reading connection became free in time.
+            ConnectionLost: The server went away, now or later.
+        """
+        async with self._reader() as connection, driver.snapshot(connection):
+            yield _Snapshot(connection, self.clock)
+
+    @contextlib.asynccontextmanager
+    async def _reader(self) -> AsyncIterator[Connection]:
+        if self._readers is None:
+            raise StoreClosed("the store is closed: open it again before using it")
+        try:
+            async with self._readers.connection() as connection:
+                self._reads += 1
+                yield connection
+        except psycopg_pool.PoolTimeout:
+            self._timeouts += 1
+            raise PoolTimeout(self._pool_size, POOL_TIMEOUT) from None
+        except psycopg_pool.PoolClosed:
+            raise StoreClosed("the store is closed: open it again before using it") from None
 
     async def wait(self, signal: Signal, since: int, timeout: float | None) -> int:
         """Wait until a signal's count differs from `since` or `timeout` seconds pass; return its count."""
@@ -291,6 +309,24 @@ class PostgresEngine:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
+
+
+class _Snapshot:
+    """A reading connection in a transaction."""
+
+    def __init__(self, connection: Connection, clock: Clock) -> None:
+        self._connection = connection
+        self._clock = clock
+        self._turn = asyncio.Lock()
+
+    async def read(self, make_operation: MakeOperation[..., T], *args: Any) -> T:  # noqa: ANN401
+        """Run an operation that only reads."""
+        try:
+            async with self._turn:
+                value, _ = await driver.drive_alone(self._connection, make_operation(self._clock(), *args))
+        except TransactionFailed as failure:
+            raise translate(failure.error) from None
+        return value
 
 
 def _next_transaction(_now: int) -> Operation[str]:
