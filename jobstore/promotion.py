@@ -316,16 +316,19 @@ class _Copying:
         if text is not None and whole:
             compared.files += 1
             compared.bytes += text.size or 0
-        elif await source.read(jobs.file_paths_named, [file.path]) and await in_thread(self._is_damaged, file):
+        elif await self._is_damaged(source, file):
             self._damaged.append(file.path)
         else:
             compared.differences.append(file.path)
             if remove:  # so that it is copied again the next time
                 await in_thread(self._target_outputs().remove, [file.path])
 
-    def _is_damaged(self, file: TextFile) -> bool:
-        source = _measured(self._source.backend.outputs, file.path)
-        return source is None or not _is_whole(source, file)
+    async def _is_damaged(self, source: Snapshot, file: TextFile) -> bool:
+        """Whether a text that is not what it should be in the target is no better in the source."""
+        if not await source.read(jobs.file_paths_named, [file.path]):
+            return False  # it lies in its row there
+        text = await in_thread(_measured, self._source.backend.outputs, file.path)
+        return text is None or not _is_whole(text, file)
 
     async def _each_file(self, snapshot: Snapshot, stage: str, work: Callable[[TextFile], Awaitable[None]]) -> None:
         """Do something with each large text that the rows of a store name, some at a time."""

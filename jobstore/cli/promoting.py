@@ -11,11 +11,19 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
+from jobstore import InvalidArgument
 from jobstore.cli.options import AsJson
 from jobstore.cli.screen import note, say, size_of, write_json, write_table
 from jobstore.promotion import Progress, Promotion
 from jobstore.promotion import promote as promote_store
 
+_OPTIONS = {
+    "source": "--from",
+    "target": "--to",
+    "source_outputs": "--from-outputs",
+    "target_outputs": "--to-outputs",
+}
+"""What the arguments of `promote` are called here."""
 _PLACE = "Where its large texts lie: a folder, or a URL such as s3://bucket/prefix. A file's are beside it by default."
 
 
@@ -61,6 +69,8 @@ def promote(
         except KeyboardInterrupt:
             note("interrupted: run the same command again to go on")
             raise
+        except InvalidArgument as error:
+            raise InvalidArgument(_OPTIONS.get(error.field, error.field), error.reason) from None
     if as_json:
         write_json(done)
     else:
