@@ -342,3 +342,11 @@ async def test_files_are_readable_by_their_owner_alone(source: Path, target: str
     modes = {path.stat().st_mode & 0o777 for path in target_outputs.rglob("*") if path.is_file()}
     folders = {path.stat().st_mode & 0o777 for path in target_outputs.rglob("*") if path.is_dir()}
     assert (modes, folders) == ({0o600}, {0o700})
+
+
+async def test_a_store_that_is_being_filled_is_no_source(
+    source: Path, target: str, target_outputs: Path, back: Path
+) -> None:
+    await _interrupt(source, target, target_outputs, "copying background_jobs")
+    with pytest.raises(PromotionError, match="being filled"):
+        await promote(target, back, source_outputs=target_outputs)
