@@ -120,3 +120,20 @@ def test_a_copy_that_is_killed_at_random_points_goes_on_there_and_back(
     differing = [job_id for job_id, row in came_back.items() if row != here[job_id]]
     assert len(differing) == 1  # whose texts hold NUL, and are in files since they were on the server
     assert here.keys() == came_back.keys()
+
+
+def test_a_full_disk_is_told_and_the_copy_goes_on_when_there_is_room(tmp_path: Path) -> None:
+    """The limit on the size of files is a full disk for one process alone."""
+    source, target = tmp_path / "source.db", tmp_path / "target.db"
+    asyncio.run(fill_with(source, 2_000, 10))
+    migrate(target)
+    limited = PROGRAM.replace(
+        "source, target, ", "resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, -1))\n    source, target, ", 1
+    )
+    arguments = (source, target, f"{source}.outputs", f"{target}.outputs")
+    code, _, errors = finish(spawn(limited, *arguments))
+    assert code == 1
+    assert errors.splitlines()[-1].startswith("jobstore.errors.Disk")  # a file may not grow: full, or failed
+    done, _, _ = to_the_end(arguments)
+    assert done.changed
+    assert done.tables["background_jobs"].rows > 2_000

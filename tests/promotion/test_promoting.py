@@ -11,12 +11,15 @@ from typing import Any
 import pytest
 from blockbuster import BlockBuster
 
-from jobstore import InvalidArgument, JobStatus, JobStore, LeaseLost, MigrationRequired, PromotionError
+from jobstore import InvalidArgument, JobStatus, JobStore, LeaseLost, MigrationRequired, OutputError, PromotionError
 from jobstore.clock import system_clock
 from jobstore.operations.promotion import NOT_COPIED, PAGE_CHARACTERS, PAGE_ROWS, TABLES
 from jobstore.promotion import Progress, promote
+from tests.outputs.conftest import ObjectStorage, s3, storage
 
-from .support import LANE, LARGE, WITH_NUL, claimed, rows_of, texts_of
+from .support import LANE, LARGE, WITH_NUL, claimed, completed, rows_of, texts_of
+
+__all__ = ["s3", "storage"]  # fixtures
 
 
 async def there(source: Path, target: str, outputs: Path, **options: Any) -> Any:  # noqa: ANN401
@@ -350,3 +353,28 @@ async def test_a_store_that_is_being_filled_is_no_source(
     await _interrupt(source, target, target_outputs, "copying background_jobs")
     with pytest.raises(PromotionError, match="being filled"):
         await promote(target, back, source_outputs=target_outputs)
+
+
+async def test_large_texts_go_into_a_bucket_and_come_back(
+    source: Path, target: str, storage: ObjectStorage, back: Path
+) -> None:
+    large = "äöü" * 1_000_000  # several objects
+    async with JobStore(source) as store:
+        await completed(store, "of several objects", large)
+    before = (await snapshot(source))[1]
+    await promote(source, target, target_outputs=storage.url)
+    assert any(".more/" in name for name in storage.texts())
+    async with JobStore(target, outputs=storage.url) as store:
+        assert await texts_of(store) == before
+    await promote(target, back, source_outputs=storage.url)
+    assert (await snapshot(back))[1] == before
+
+
+async def test_a_place_that_is_away_is_not_taken_for_missing_texts(
+    source: Path, target: str, target_outputs: Path
+) -> None:
+    Path(f"{source}.outputs").rename(source.with_name("elsewhere"))
+    with pytest.raises(OutputError, match="is not there"):
+        await there(source, target, target_outputs, leave_damaged=True)
+    source.with_name("elsewhere").rename(f"{source}.outputs")
+    assert (await there(source, target, target_outputs)).damaged == []
