@@ -17,11 +17,13 @@ from urllib.parse import quote
 
 from filelock import FileLock, Timeout
 
+from jobstore.aio import in_thread
 from jobstore.clock import Clock
 from jobstore.engines import sqlite_driver as driver
 from jobstore.engines.base import Request, Snapshot, StoreStats, WakeStats
 from jobstore.engines.group_commit import GroupCommit
 from jobstore.engines.signal import Signal
+from jobstore.engines.sqlite_doorbell import Doorbell
 from jobstore.engines.sqlite_pool import ReaderPool
 from jobstore.engines.sqlite_thread import ThreadConnection
 from jobstore.errors import DatabaseError, DatabaseNotFound, ReadOnlyDatabase
@@ -42,6 +44,8 @@ READ_BUSY_MILLISECONDS = 5_000
 """Readers wait only while a log is recovered or the last other connection closes."""
 POLL_FASTEST, POLL_SLOWEST = 0.005, 0.1
 """Seconds between looks for other processes' commits while someone waits for them."""
+POLL_RUNG = 0.25
+"""The same while they ring: it finds what went wrong with that, and programs that write without the store."""
 
 
 class SQLiteEngine:
@@ -65,6 +69,7 @@ class SQLiteEngine:
         self._readers = ReaderPool(partial(_connect_reader, path), pool_size, POOL_TIMEOUT)
         self._transactions = driver.Transactions(clock, BUSY_DEADLINE)
         self._checkpoint = _Checkpoint(path)
+        self._doorbell = Doorbell(path, self._heard)
         self._queue = GroupCommit(self._commit, self._committed)
         self._foreign = self._waiting = 0
         self._poller: asyncio.Task[None] | None = None
@@ -84,6 +89,7 @@ class SQLiteEngine:
             await asyncio.shield(self._writer.submit(_check_and_prepare, check(self.clock())))
             # From here on: what others commit before the first look of a waiter must not pass for known.
             await asyncio.shield(self._writer.submit(self._transactions.saw_foreign_commit))
+            await in_thread(self._doorbell.open)
         except BaseException:
             await self._writer.disconnect()
             raise
@@ -93,10 +99,12 @@ class SQLiteEngine:
         await self._queue.close()
         if self._poller is not None:
             self._poller.cancel()
+        self._doorbell.listen(None)
         self.changes.notify()  # whoever waits finds the store closed
         self.work.notify()
         await self._readers.close()
         await self._writer.disconnect()
+        await in_thread(self._doorbell.close)
 
     def write(self, request: Request) -> Coroutine[Any, Any, Any]:
         """Run an operation that may write, as `Engine.write` tells."""
@@ -162,6 +170,8 @@ class SQLiteEngine:
 
     def _commit_on_thread(self, connection: sqlite3.Connection, batch: list[Request]) -> driver.Committed:
         committed = self._transactions.commit(connection, batch)
+        if committed.changed:
+            self._doorbell.ring(work=any(request.wakes for request in batch))
         self._checkpoint.after_batch(connection)
         return committed
 
@@ -174,13 +184,26 @@ class SQLiteEngine:
                 self.work.notify()
 
     def _notice_foreign(self) -> None:
-        self._foreign += 1
+        self._heard(work=True)
+
+    def _heard(self, *, work: bool) -> None:
+        """Tell who waits that another process has committed."""
         self.changes.notify()
-        self.work.notify()
+        if work:
+            self._foreign += 1
+            self.work.notify()
 
     async def _poll(self) -> None:
         """Look for other processes' commits while anyone waits for them, less often while there are none."""
-        interval = POLL_FASTEST
+        rung = self._doorbell.listen(asyncio.get_running_loop())
+        fastest, slowest = (POLL_RUNG, POLL_RUNG) if rung else (POLL_FASTEST, POLL_SLOWEST)
+        try:
+            await self._look_while_someone_waits(fastest, slowest)
+        finally:
+            self._doorbell.listen(None)
+
+    async def _look_while_someone_waits(self, fastest: float, slowest: float) -> None:
+        interval = fastest
         while self._waiting:
             await asyncio.sleep(interval)
             try:
@@ -189,9 +212,9 @@ class SQLiteEngine:
                 changed = True  # unknown: let those who wait look for themselves
             if changed:
                 self._notice_foreign()
-                interval = POLL_FASTEST
+                interval = fastest
             else:
-                interval = min(interval * 1.2, POLL_SLOWEST)
+                interval = min(interval * 1.2, slowest)
 
 
 class _Snapshot:
