@@ -49,6 +49,11 @@ class Doorbell:
         self._seen = -1
         self._others: list[str] = []
 
+    def __del__(self) -> None:
+        """Unbind it. The store itself warns of a forgotten close."""
+        self._loop = None  # which has ended, or waits for it no more once it is closed
+        self.close()
+
     def open(self) -> bool:
         """Bind the socket; return whether that was possible. It blocks."""
         if not hasattr(socket, "AF_UNIX") or not hasattr(os, "O_DIRECTORY"):
