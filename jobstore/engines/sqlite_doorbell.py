@@ -50,9 +50,10 @@ class Doorbell:
         self._others: list[str] = []
 
     def __del__(self) -> None:
-        """Unbind it. The store itself warns of a forgotten close."""
-        self._loop = None  # which has ended, or waits for it no more once it is closed
-        self.close()
+        """Let go of it; another process removes its name. The store itself warns of a forgotten close."""
+        if self._socket is not None:
+            self._socket.close()
+            os.close(self._directory)
 
     def open(self) -> bool:
         """Bind the socket; return whether that was possible. It blocks."""
@@ -75,8 +76,7 @@ class Doorbell:
         if self._socket is not None:
             self._socket.close()
             self._socket = None
-            with contextlib.suppress(OSError):
-                (self._folder / self._name).unlink()
+            self._remove(self._name)
         if self._directory >= 0:
             os.close(self._directory)
             self._directory = -1

@@ -73,7 +73,8 @@ async def test_what_killed_processes_left_behind_is_removed(database: Path) -> N
         from pathlib import Path
         from jobstore.engines.sqlite_doorbell import Doorbell
 
-        assert Doorbell(Path(sys.argv[1]), print).open()
+        bell = Doorbell(Path(sys.argv[1]), print)
+        assert bell.open()
         print("open", flush=True)
         sys.stdin.read()
     """
