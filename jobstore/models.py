@@ -226,6 +226,8 @@ class Job(_Model):
     status_message: str | None = Field(repr=False)
     priority: int
     run_at: datetime
+    expires_at: datetime | None
+    """When it is canceled, unless it has started by then."""
     attempt: int
     """The number of the latest attempt; 0 before the first. It only grows."""
     attempts_used: int
@@ -308,7 +310,7 @@ class Job(_Model):
         return _trusted(type(self), {**self.__dict__, "prompt": prompt})
 
 
-_JOB_TIMES = ("run_at", "created_at", "updated_at", "started_at", "finished_at", "cancel_requested_at")
+_JOB_TIMES = ("run_at", "expires_at", "created_at", "updated_at", "started_at", "finished_at", "cancel_requested_at")
 
 
 class Claim(_Model):
@@ -362,11 +364,15 @@ class Attempt(_Model):
     attempt: int
     worker_id: str
     lease_expires_at: datetime
+    cancel_acknowledged_at: datetime | None
+    """When its holder heard that the job is to be canceled; it stopped at `finished_at`."""
     started_at: datetime
     finished_at: datetime | None
     outcome: AttemptOutcome | None
     error_type: str | None
     error_message: str | None = Field(repr=False)
+    error_traceback: str | None = Field(repr=False)
+    """Where it failed: frames and types of errors, without their messages."""
     output_file_path: str | None
     """Where what it streamed lies, relative to the outputs folder."""
     output_bytes: int | None
@@ -379,6 +385,7 @@ class Attempt(_Model):
             {
                 **row,
                 "lease_expires_at": from_milliseconds(row["lease_expires_at"]),
+                "cancel_acknowledged_at": _moment(row["cancel_acknowledged_at"]),
                 "started_at": from_milliseconds(row["started_at"]),
                 "finished_at": _moment(row["finished_at"]),
                 "outcome": _OUTCOME.get(row["outcome"]),

@@ -79,6 +79,7 @@ CREATE TABLE background_jobs (
     status_message TEXT,
     priority INTEGER NOT NULL DEFAULT 0 CHECK (priority BETWEEN -2147483648 AND 2147483647),
     run_at INTEGER NOT NULL,
+    expires_at INTEGER,
     attempt INTEGER NOT NULL DEFAULT 0 CHECK (attempt >= 0),
     attempts_used INTEGER NOT NULL DEFAULT 0 CHECK (attempts_used BETWEEN 0 AND attempt),
     max_attempts INTEGER NOT NULL DEFAULT 3 CHECK (max_attempts >= 1),
@@ -114,6 +115,8 @@ CREATE TABLE background_jobs (
 CREATE INDEX background_jobs_claim ON background_jobs (task_type, api_type, priority DESC, run_at, id)
     WHERE status = 'idle';
 CREATE INDEX background_jobs_due ON background_jobs (run_at) WHERE status = 'scheduled';
+CREATE INDEX background_jobs_expiring ON background_jobs (expires_at)
+    WHERE expires_at IS NOT NULL AND status IN ('idle', 'scheduled');
 CREATE INDEX background_jobs_list ON background_jobs (task_type, api_type, status, cleared, created_at, id);
 CREATE INDEX background_jobs_by_session ON background_jobs (session_id, status, cleared, created_at, id)
     WHERE session_id IS NOT NULL;
@@ -144,11 +147,13 @@ CREATE TABLE job_attempts (
     attempt INTEGER NOT NULL CHECK (attempt >= 1),
     worker_id TEXT NOT NULL,
     lease_expires_at INTEGER NOT NULL,
+    cancel_acknowledged_at INTEGER,
     started_at INTEGER NOT NULL,
     finished_at INTEGER,
     outcome TEXT CHECK (outcome IN ('completed', 'failed', 'snoozed', 'released', 'canceled', 'lost')),
     error_type TEXT,
     error_message TEXT,
+    error_traceback TEXT,
     output_file_path TEXT,
     output_bytes INTEGER CHECK (output_bytes >= 0),
     PRIMARY KEY (job_id, attempt),
@@ -183,4 +188,28 @@ CREATE TABLE promotion (
     run_id TEXT NOT NULL,
     started_at INTEGER NOT NULL,
     finished_at INTEGER
+) STRICT;
+
+-- Lanes that are not claimed from, until a time or until someone resumes them. '' stands for every type.
+CREATE TABLE pauses (
+    task_type TEXT NOT NULL,
+    api_type TEXT NOT NULL,
+    paused_at INTEGER NOT NULL,
+    until INTEGER,
+    reason TEXT NOT NULL DEFAULT '',
+    PRIMARY KEY (task_type, api_type)
+) STRICT;
+
+-- The workers that live, as they last said. Those that say nothing any more by expires_at are gone.
+CREATE TABLE workers (
+    id TEXT NOT NULL PRIMARY KEY,
+    host TEXT NOT NULL,
+    pid INTEGER NOT NULL,
+    version TEXT NOT NULL,
+    task_types TEXT NOT NULL CHECK (json_valid(task_types)),
+    concurrency INTEGER NOT NULL,
+    running INTEGER NOT NULL DEFAULT 0,
+    started_at INTEGER NOT NULL,
+    seen_at INTEGER NOT NULL,
+    expires_at INTEGER NOT NULL
 ) STRICT;

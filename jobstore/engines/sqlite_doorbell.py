@@ -17,6 +17,7 @@ from typing import Protocol
 
 WORK, CHANGE = b"w", b"c"
 MAX_DATAGRAM = 16
+OPEN_TRIES = 100
 STILL_CHANGING = 1_000_000_000
 """Nanoseconds. Within the same tick of a file system's clock a folder may change again without a trace."""
 
@@ -59,24 +60,38 @@ class Doorbell:
         """Bind the socket; return whether that was possible. It blocks."""
         if not hasattr(socket, "AF_UNIX") or not hasattr(os, "O_DIRECTORY"):
             return False
-        try:
-            self._folder.mkdir(mode=0o700, exist_ok=True)
-            self._directory = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY)
-            self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-            self._socket.setblocking(False)  # noqa: FBT003 - the name of the standard library
-            self._socket.bind(self._address(self._name))
-        except OSError:  # a folder that may not be written, a path too long, too many files
-            self.close()
-            return False
-        return True
+        for _ in range(OPEN_TRIES):
+            try:
+                self._bind()
+            except FileNotFoundError:  # the last of the others has just removed the folder
+                self._release()
+            except OSError:  # a folder that may not be written, a path too long, too many files
+                self._release()
+                return False
+            else:
+                return True
+        return False
+
+    def _bind(self) -> None:
+        self._folder.mkdir(mode=0o700, exist_ok=True)
+        self._directory = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY)
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._socket.setblocking(False)  # noqa: FBT003 - the name of the standard library
+        self._socket.bind(self._address(self._name))
 
     def close(self) -> None:
-        """Unbind it. Doing it twice is fine."""
+        """Unbind it, and remove the folder after the last one. Doing it twice is fine."""
         self.listen(None)
+        if self._socket is not None:
+            self._remove(self._name)
+            self._release()
+            with contextlib.suppress(OSError):  # others are there
+                self._folder.rmdir()
+
+    def _release(self) -> None:
         if self._socket is not None:
             self._socket.close()
             self._socket = None
-            self._remove(self._name)
         if self._directory >= 0:
             os.close(self._directory)
             self._directory = -1

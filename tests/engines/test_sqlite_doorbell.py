@@ -56,7 +56,7 @@ async def test_the_others_hear_it_and_oneself_does_not(database: Path) -> None:
         assert not await one.heard.get()
         assert not await three.heard.get()
         assert two.heard.empty()
-    assert sockets(database) == []
+    assert not Path(f"{database}.wake").exists()
 
 
 async def test_what_came_before_one_listens_is_heard(database: Path) -> None:
@@ -112,7 +112,7 @@ async def test_stores_hear_each_other_without_looking(database: Path, monkeypatc
         following = asyncio.ensure_future(one.jobs.wait(job.id))
         await two.jobs.complete(claim, "done")
         assert (await following).response == "done"
-    assert sockets(database) == []
+    assert not Path(f"{database}.wake").exists()
 
 
 async def test_without_sockets_stores_look_for_themselves(database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,4 +122,14 @@ async def test_without_sockets_stores_look_for_themselves(database: Path, monkey
         waiting = asyncio.ensure_future(two.jobs.wake(since=token))
         await one.jobs.enqueue("p", task_type="task", api_type="api")
         await waiting
+    assert not Path(f"{database}.wake").exists()
+
+
+async def test_stores_that_open_and_close_at_the_same_time_all_have_a_bell(database: Path) -> None:
+    async def open_and_close() -> None:
+        for _ in range(50):
+            async with Rings(database):
+                pass
+
+    await asyncio.gather(*(open_and_close() for _ in range(4)))
     assert not Path(f"{database}.wake").exists()
