@@ -63,7 +63,7 @@ class Doorbell:
         for _ in range(OPEN_TRIES):
             try:
                 self._bind()
-            except FileNotFoundError:  # the last of the others has just removed the folder
+            except (FileNotFoundError, FileExistsError):  # the last of the others is just removing the folder
                 self._release()
             except OSError:  # a folder that may not be written, a path too long, too many files
                 self._release()

@@ -183,7 +183,8 @@ def test_a_step_in_python_rebuilds_a_table_that_others_refer_to(database: Path, 
             " VALUES ('j', 't', 'a', 'idle', 1, 1, 1, 'p')"
         )
         connection.execute(
-            "INSERT INTO job_attempts (job_id, attempt, worker_id, lease_expires_at, started_at) VALUES ('j', 1, 'w', 1, 1)"
+            "INSERT INTO job_attempts (job_id, attempt, worker_id, lease_expires_at, started_at)"
+            " VALUES ('j', 1, 'w', 1, 1)"
         )
     steps.add("9999_rebuild.py", """
 from jobstore.migrate.helpers import rebuild_table
