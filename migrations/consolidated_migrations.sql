@@ -120,6 +120,7 @@ CREATE INDEX background_jobs_expiring ON background_jobs (expires_at)
 CREATE INDEX background_jobs_list ON background_jobs (task_type, api_type, status, cleared, created_at, id);
 CREATE INDEX background_jobs_by_session ON background_jobs (session_id, status, cleared, created_at, id)
     WHERE session_id IS NOT NULL;
+CREATE INDEX background_jobs_changes ON background_jobs (session_id, updated_at) WHERE session_id IS NOT NULL;
 CREATE INDEX background_jobs_finished ON background_jobs (finished_at, id) WHERE finished_at IS NOT NULL;
 CREATE UNIQUE INDEX background_jobs_idempotency ON background_jobs (idempotency_key)
     WHERE idempotency_key IS NOT NULL;

@@ -16,14 +16,15 @@ from typing import Literal
 from jobstore.errors import InvalidArgument
 from jobstore.lifecycle import JobStatus
 from jobstore.models import Job, JobStats, LaneStats, Page
-from jobstore.operations.jobs import LIGHT_COLUMNS
+from jobstore.operations.jobs import LIGHT_COLUMNS, MAX_ROWS
 from jobstore.sql import Operation, Value, dialect, fetch_all, fetch_one
 
 _COLUMNS = ", ".join(f"job.{name}" for name in LIGHT_COLUMNS.split(", "))
 
 Order = Literal["newest", "active"]
 
-_LAST = (2**63 - 1, "\U0010ffff")
+LATEST = 2**63 - 1
+_LAST = (LATEST, "\U0010ffff")
 _RANK = {JobStatus.RUNNING: 0, JobStatus.IDLE: 1, JobStatus.SCHEDULED: 1}
 _FINISHED_RANK = 2
 
@@ -103,6 +104,26 @@ def list_jobs(_now: int, where: JobFilter, order: Order, limit: int, cursor: Cur
     items = [Job.from_row({name: value for name, value in row.items() if name != "rank"}) for row in rows[:limit]]
     following = None if last is None else Cursor(last["rank"], last["created_at"], last["id"]).encode()
     return Page[Job](items=items, next_cursor=following)
+
+
+def changed_since(_now: int, session_id: str, since: int) -> Operation[list[Job]]:
+    """Return the jobs of a session that were changed at or after a time, without their texts, in that order.
+
+    At most `MAX_ROWS`, and beyond that those of the last one's millisecond: call again with that.
+    """
+    conditions = "session_id = :session_id AND updated_at >= :since"
+    rows = yield from fetch_all(
+        f"""
+        SELECT {LIGHT_COLUMNS} FROM background_jobs
+        WHERE {conditions} AND updated_at <= COALESCE((
+            SELECT updated_at FROM background_jobs WHERE {conditions} ORDER BY updated_at LIMIT 1 OFFSET {MAX_ROWS - 1}
+        ), {LATEST})
+        ORDER BY updated_at, id
+        """,
+        session_id=session_id,
+        since=since,
+    )
+    return [Job.from_row(row) for row in rows]
 
 
 def count_jobs(_now: int, where: JobFilter) -> Operation[int]:

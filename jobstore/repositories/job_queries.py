@@ -11,7 +11,7 @@ from jobstore.errors import InvalidArgument
 from jobstore.lifecycle import JobStatus
 from jobstore.models import Attempt, Job, JobStats, Page
 from jobstore.operations import attempts, jobs, leasing, listing
-from jobstore.repositories import texts
+from jobstore.repositories import texts, watching
 from jobstore.repositories.arguments import check_range, identifier, milliseconds
 from jobstore.repositories.backend import Backend
 from jobstore.sql import Operation, fetch_one
@@ -176,6 +176,22 @@ class JobQueries:
             if await self._backend.wait(signal, seen, self._until(due)) == seen:
                 # The holder of some lease is gone, and perhaps there is nobody else who would claim and rescue.
                 await self._backend.write(leasing.rescue_due, wakes=True)
+
+    def watch(self, session_id: str) -> AsyncIterator[Job]:
+        """Follow the jobs of a session: each as it is now, then each again whenever it has changed, by any process.
+
+        The jobs come without their texts, in the order of their changes; of several changes within a tenth of a
+        second the last is told. Hidden jobs are among them; deleted ones are told no more. It ends with the store.
+
+        Raises:
+            SessionNotFound: There is no such session.
+            StoreClosed: The store was closed.
+
+        Example:
+            >>> async for job in store.jobs.watch(session.id):
+            ...     show(job.id, job.status, job.status_message)
+        """
+        return watching.watch(self._backend, identifier("session_id", session_id))
 
     async def wake(self, since: int | None = None) -> int:
         """Wait until there may be new work, and return a token of now.
