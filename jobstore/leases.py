@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from jobstore.clock import seconds
 from jobstore.engines.base import Engine
+from jobstore.errors import JobStoreError
 from jobstore.models import Claim, Heartbeat
 from jobstore.operations import leasing
 
@@ -23,6 +24,8 @@ logger = logging.getLogger(__name__)
 _NOT_KEPT = contextlib.nullcontext()
 BEATS_PER_LEASE = 3
 """So that two beats in a row may fail before a lease ends."""
+LOOK_SECONDS = 0.05
+"""Between looks for cancellations, however much is committed."""
 
 
 @dataclass(slots=True)
@@ -53,6 +56,8 @@ class LeaseKeeper:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._changed: asyncio.Event | None = None
         self._closed = False
+        self._watcher: asyncio.Task[None] | None = None
+        self._something = asyncio.Event()  # there are leases to keep, in the store's own event loop
         self.beats = 0
 
     def keep(self, claim: Claim, lease: float, lost: Callable[[], None], cancel_requested: Callable[[], None]) -> None:
@@ -70,6 +75,8 @@ class LeaseKeeper:
             if self._thread is None and not self._closed:
                 self._thread = threading.Thread(target=self._run, name="jobstore-leases", daemon=True)
                 self._thread.start()
+                self._watcher = kept.loop.create_task(self._watch())
+        self._something.set()
         self._poke()
 
     def forget(self, claim: Claim) -> None:
@@ -95,6 +102,8 @@ class LeaseKeeper:
 
     async def close(self) -> None:
         """End the thread. Doing it twice is fine."""
+        if self._watcher is not None:
+            self._watcher.cancel()
         with self._lock:
             self._closed = True
             self._kept.clear()
@@ -109,6 +118,26 @@ class LeaseKeeper:
         if loop is not None and changed is not None:
             with contextlib.suppress(RuntimeError):  # the thread has just ended
                 loop.call_soon_threadsafe(changed.set)
+
+    async def _watch(self) -> None:
+        """Look for cancellations whenever anyone may have asked for one: the next beat may be far away."""
+        while True:
+            await self._something.wait()
+            token = self._engine.work.count
+            with self._lock:
+                keys = [key for key, kept in self._kept.items() if not kept.told]
+            try:
+                wanted = await self._engine.read(leasing.cancel_requests, keys)
+            except JobStoreError as error:  # the next beat tells
+                logger.warning("looking for cancellations failed: %s", type(error).__name__)
+                wanted = []
+            for job_id, attempt in wanted:
+                self._tell(Heartbeat(job_id=job_id, attempt=attempt, extended=True, cancel_requested=True))
+            await asyncio.sleep(LOOK_SECONDS)
+            if self._kept:
+                await self._engine.wait(self._engine.work, token, None)
+            else:
+                self._something.clear()
 
     def _run(self) -> None:
         asyncio.run(self._beat_until_closed())

@@ -9,8 +9,26 @@ Example:
     >>> await worker.run()
 """
 
-from jobstore.workers.context import JobContext
+from jobstore.workers.context import JobContext, SyncJobContext
+from jobstore.workers.hooks import AttemptEvent
 from jobstore.workers.outcomes import Cancel, Fail, Outcome, Retry, Snooze
+from jobstore.workers.retries import Retries, RetryPolicy, constant, exponential, linear, never
 from jobstore.workers.worker import Worker
 
-__all__ = ["Cancel", "Fail", "JobContext", "Outcome", "Retry", "Snooze", "Worker"]
+__all__ = [
+    "AttemptEvent",
+    "Cancel",
+    "Fail",
+    "JobContext",
+    "Outcome",
+    "Retries",
+    "Retry",
+    "RetryPolicy",
+    "Snooze",
+    "SyncJobContext",
+    "Worker",
+    "constant",
+    "exponential",
+    "linear",
+    "never",
+]

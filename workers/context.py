@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+import threading
+from collections.abc import Coroutine, Mapping
 from contextlib import AsyncExitStack
+from typing import Any
 
 from pydantic import JsonValue
 
@@ -76,3 +78,82 @@ class JobContext:
     async def close(self) -> None:
         """Make what was streamed durable. The worker calls this when the handler has ended."""
         await self._stack.aclose()
+
+
+class SyncJobContext:
+    """The same for a handler that is not async, in its thread: its methods wait until they are done.
+
+    Attributes:
+        store: The store that the job lies in; it belongs to the event loop, not to this thread.
+        claim: The lease that this attempt holds.
+        saw_cancelled: Whether the handler has looked at `cancelled` and found that it is to stop.
+    """
+
+    def __init__(self, context: JobContext) -> None:
+        self.store = context.store
+        self.claim = context.claim
+        self._context = context
+        self._loop = asyncio.get_running_loop()
+        self._cancelled = threading.Event()
+        self.saw_cancelled = False
+
+    def __repr__(self) -> str:
+        """Name the job and the attempt."""
+        return f"<SyncJobContext {self.claim.job_id} attempt {self.attempt}>"
+
+    @property
+    def job(self) -> Job:
+        """The job as it was claimed."""
+        return self.claim.job
+
+    @property
+    def prompt(self) -> str:
+        """The whole prompt, also when it lay in a file."""
+        return self.claim.prompt
+
+    @property
+    def attempt(self) -> int:
+        """The number of this attempt, from 1 on."""
+        return self.claim.attempt
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether to stop: the job is to be canceled, the time is up, the lease is lost, or the worker stops.
+
+        No thread can be ended from outside: look at this between two steps, and return or raise.
+        """
+        return self.wait_cancelled(0)
+
+    def wait_cancelled(self, timeout: float | None = None) -> bool:
+        """Wait until `cancelled`, at most so many seconds; return whether it is: a sleep that ends in time."""
+        self.saw_cancelled |= self._cancelled.wait(timeout)
+        return self.saw_cancelled
+
+    def write(self, text: str) -> None:
+        """Stream a piece of the answer, as `JobContext.write` does.
+
+        Raises:
+            LeaseLost: The attempt has ended: stop.
+        """
+        self._wait_for(self._context.write(text))
+
+    def progress(
+        self,
+        *,
+        status_message: str | None = None,
+        usage: Usage | None = None,
+        metadata: Mapping[str, JsonValue] | None = None,
+    ) -> None:
+        """Tell how the job gets on, as `JobContext.progress` does.
+
+        Raises:
+            LeaseLost: The attempt has ended: stop.
+        """
+        self._wait_for(self._context.progress(status_message=status_message, usage=usage, metadata=metadata))
+
+    def cancel(self) -> None:
+        """Ask the handler to stop. The worker calls this."""
+        self._cancelled.set()
+
+    def _wait_for(self, work: Coroutine[Any, Any, None]) -> None:
+        asyncio.run_coroutine_threadsafe(work, self._loop).result()

@@ -2,31 +2,34 @@
 
 from __future__ import annotations
 
-import random
 from abc import abstractmethod
+from typing import ClassVar
 
 from jobstore import Claim, Job
 from jobstore.repositories.jobs import JobRepository
-
-BACKOFF_BASE, BACKOFF_CAP = 1.0, 300.0
 
 
 class Outcome(Exception):
     """The base of the outcomes that a handler raises."""
 
+    is_failure: ClassVar[bool] = False
+    """Whether something went wrong."""
+
     @abstractmethod
-    async def report(self, jobs: JobRepository, claim: Claim, wait: float) -> Job:
-        """Record it; `wait` is how many seconds the worker would put off a retry."""
+    async def report(self, jobs: JobRepository, claim: Claim, wait: float | None) -> Job:
+        """Record it; `wait` is how many seconds the policy puts off a retry, or None for never."""
 
 
 class Retry(Outcome):
     """Try the job again while attempts remain, else it has failed.
 
     Args:
-        after: Seconds until then; None leaves it to the worker's backoff.
+        after: Seconds until then; None leaves it to the handler's policy.
         reason: What went wrong.
         error_type: A short name of it.
     """
+
+    is_failure = True
 
     def __init__(self, after: float | None = None, reason: str = "", *, error_type: str = "retry") -> None:
         self.after = after
@@ -34,7 +37,7 @@ class Retry(Outcome):
         self.error_type = error_type
         super().__init__(reason)
 
-    async def report(self, jobs: JobRepository, claim: Claim, wait: float) -> Job:
+    async def report(self, jobs: JobRepository, claim: Claim, wait: float | None) -> Job:
         """Running → scheduled, or failed when the attempts are used up."""
         after = wait if self.after is None else self.after
         return await jobs.fail(claim, self.reason, retry_in=after, error_type=self.error_type)
@@ -48,12 +51,14 @@ class Fail(Outcome):
         error_type: A short name of it.
     """
 
+    is_failure = True
+
     def __init__(self, reason: str = "", *, error_type: str = "failed") -> None:
         self.reason = reason
         self.error_type = error_type
         super().__init__(reason)
 
-    async def report(self, jobs: JobRepository, claim: Claim, wait: float) -> Job:  # noqa: ARG002
+    async def report(self, jobs: JobRepository, claim: Claim, wait: float | None) -> Job:  # noqa: ARG002
         """Running → failed."""
         return await jobs.fail(claim, self.reason, error_type=self.error_type)
 
@@ -69,7 +74,7 @@ class Snooze(Outcome):
         self.seconds = seconds
         super().__init__(f"for {seconds} s")
 
-    async def report(self, jobs: JobRepository, claim: Claim, wait: float) -> Job:  # noqa: ARG002
+    async def report(self, jobs: JobRepository, claim: Claim, wait: float | None) -> Job:  # noqa: ARG002
         """Running → scheduled."""
         return await jobs.snooze(claim, self.seconds)
 
@@ -85,15 +90,6 @@ class Cancel(Outcome):
         self.reason = reason
         super().__init__(reason)
 
-    async def report(self, jobs: JobRepository, claim: Claim, wait: float) -> Job:  # noqa: ARG002
+    async def report(self, jobs: JobRepository, claim: Claim, wait: float | None) -> Job:  # noqa: ARG002
         """Running → canceled."""
         return await jobs.cancel_claimed(claim, self.reason)
-
-
-def backoff(attempts_used: int) -> float:
-    """Return how many seconds to wait after so many attempts: exponential, with full jitter.
-
-    The scheme is "Full Jitter" of https://aws.amazon.com/builders-library/timeouts-retries-and-backoff-with-jitter/.
-    """
-    ceiling = min(BACKOFF_CAP, BACKOFF_BASE * 2.0 ** min(attempts_used, 32))
-    return random.uniform(0.0, ceiling)  # noqa: S311 - jitter, not a secret

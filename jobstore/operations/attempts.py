@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
+from typing import NamedTuple
 
 from jobstore.errors import LeaseLost, OutputError
 from jobstore.lifecycle import AttemptOutcome, JobStatus
@@ -111,7 +112,14 @@ _COMPLETE_ATTEMPT_INLINE = """
 
 
 @guarded
-def fail(now: int, claim: Claim, error_type: str | None, error_message: str, retry_in: int | None) -> Operation[Job]:
+def fail(
+    now: int,
+    claim: Claim,
+    error_type: str | None,
+    error_message: str,
+    retry_in: int | None,
+    error_traceback: str | None = None,
+) -> Operation[Job]:
     """Running → scheduled while `retry_in` milliseconds are given and attempts remain, else failed.
 
     A job that was asked to end becomes canceled.
@@ -137,7 +145,21 @@ def fail(now: int, claim: Claim, error_type: str | None, error_message: str, ret
         error_message=error_message,
         **_key(claim),
     )
-    return (yield from _ended(now, claim, row, AttemptOutcome.FAILED, error_type, error_message))
+    error = _Error(error_type, error_message, error_traceback)
+    return (yield from _ended(now, claim, row, AttemptOutcome.FAILED, error))
+
+
+@guarded
+def acknowledge_cancel(now: int, claim: Claim) -> Operation[None]:
+    """Note that the holder of a claim has heard that its job is to be canceled; the first time counts."""
+    yield from execute(
+        """
+        UPDATE job_attempts SET cancel_acknowledged_at = :now
+        WHERE job_id = :job_id AND attempt = :attempt AND finished_at IS NULL AND cancel_acknowledged_at IS NULL
+        """,
+        now=now,
+        **_key(claim),
+    )
 
 
 @guarded
@@ -190,7 +212,7 @@ def cancel_claimed(now: int, claim: Claim, reason: str) -> Operation[Job]:
         reason=reason,
         **_key(claim),
     )
-    return (yield from _ended(now, claim, row, AttemptOutcome.CANCELED, None, reason))
+    return (yield from _ended(now, claim, row, AttemptOutcome.CANCELED, _Error(message=reason)))
 
 
 @guarded_if(lambda _claim, _message, _usage, metadata: not metadata)
@@ -342,16 +364,22 @@ def _give_back(
         run_at=run_at,
         **_key(claim),
     )
-    return (yield from _ended(now, claim, row, outcome, None, None))
+    return (yield from _ended(now, claim, row, outcome))
+
+
+class _Error(NamedTuple):
+    """Why an attempt failed."""
+
+    type: str | None = None
+    message: str | None = None
+    traceback: str | None = None
+
+
+_NO_ERROR = _Error()
 
 
 def _ended(
-    now: int,
-    claim: Claim,
-    row: Row | None,
-    outcome: AttemptOutcome,
-    error_type: str | None,
-    error_message: str | None,
+    now: int, claim: Claim, row: Row | None, outcome: AttemptOutcome, error: _Error = _NO_ERROR
 ) -> Operation[Job]:
     """End the attempt of a job whose own row was just changed, and return the job."""
     job = Job.from_row(_held(row, claim))
@@ -360,13 +388,14 @@ def _ended(
     yield from execute(
         """
         UPDATE job_attempts SET finished_at = :now, outcome = :outcome, error_type = :error_type,
-            error_message = :error_message
+            error_message = :error_message, error_traceback = :error_traceback
         WHERE job_id = :job_id AND attempt = :attempt
         """,
         now=now,
         outcome=outcome.value,
-        error_type=error_type,
-        error_message=error_message,
+        error_type=error.type,
+        error_message=error.message,
+        error_traceback=error.traceback,
         **_key(claim),
     )
     return job

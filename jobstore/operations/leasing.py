@@ -195,6 +195,16 @@ def heartbeat(now: int, claims: Sequence[tuple[str, int]], lease: int) -> Operat
     ]
 
 
+def cancel_requests(_now: int, claims: Sequence[tuple[str, int]]) -> Operation[list[tuple[str, int]]]:
+    """Return those claims, given as (job id, attempt), whose jobs someone wants canceled."""
+    wanted: list[tuple[str, int]] = []
+    for start in range(0, len(claims), MAX_ROWS):
+        part = claims[start : start + MAX_ROWS]
+        running = yield from fetch_all(_running_sql(len(part)), **_keys(part))
+        wanted += [key for key, requested in _answers(running).items() if requested]
+    return wanted
+
+
 def _keys(claims: Sequence[tuple[str, int]]) -> dict[str, Value]:
     ids, attempts = zip(*claims, strict=True)
     return {**numbered("id", ids), **numbered("n", attempts)}

@@ -19,7 +19,7 @@ class JobControl:
     _backend: Backend
 
     async def cancel(self, job_id: str) -> Job:
-        """Idle or scheduled → canceled. A running job is asked to end: its next heartbeat tells its worker.
+        """Idle or scheduled → canceled. A running job is asked to end: its worker hears of it at once.
 
         Raises:
             JobNotFound: There is no such job.
@@ -34,7 +34,7 @@ class JobControl:
             SessionNotFound: There is no such session.
         """
         total, session_id = 0, identifier("session_id", session_id)
-        while canceled := await self._backend.write(jobs.cancel_session, session_id):
+        while canceled := await self._backend.write(jobs.cancel_session, session_id, wakes=True):
             total += canceled
         return total
 

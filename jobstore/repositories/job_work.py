@@ -137,7 +137,8 @@ class JobWork:
             claim: What was claimed.
             lease: Seconds by which it is renewed, each time a third of them has passed.
             lost: Called in the event loop if the attempt has ended: stop working on it.
-            cancel_requested: Called in the event loop, once, if someone wants the job canceled.
+            cancel_requested: Called in the event loop, once, soon after someone wants the job canceled. That it was
+                is noted in the attempt.
 
         Example:
             >>> with store.jobs.lease_kept(claim, lost=task.cancel):
@@ -146,7 +147,12 @@ class JobWork:
         check_claim(claim)
         positive("lease", lease)
         leases = self._backend.leases
-        leases.keep(claim, lease, lost, cancel_requested)
+
+        def told() -> None:
+            self._backend.write_soon(attempts.acknowledge_cancel, claim)
+            cancel_requested()
+
+        leases.keep(claim, lease, lost, told)
         try:
             yield
         finally:
@@ -317,6 +323,7 @@ class JobWork:
         *,
         retry_in: float | None = None,
         error_type: str | None = None,
+        traceback: str | None = None,
     ) -> Job:
         """Running → scheduled if `retry_in` seconds are given and attempts remain, else failed.
 
@@ -327,6 +334,7 @@ class JobWork:
             error: What went wrong. Of an exception, its text, and its class name is the error type.
             retry_in: Seconds until it may be tried again; None is never.
             error_type: A short name of what went wrong.
+            traceback: Where it went wrong; it is kept with the attempt.
 
         Raises:
             LeaseLost: The attempt has ended. Nothing was changed.
@@ -337,7 +345,7 @@ class JobWork:
             kind = kind or type(error).__name__
         delay = None if retry_in is None else not_negative("retry_in", retry_in)
         message = storable(error)
-        return await self._end(attempts.fail, claim, kind, message, delay)
+        return await self._end(attempts.fail, claim, kind, message, delay, optional_text("traceback", traceback))
 
     async def snooze(self, claim: Claim, seconds: float) -> Job:
         """Running → scheduled in so many seconds. It does not use up an attempt.

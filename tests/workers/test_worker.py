@@ -24,7 +24,7 @@ from jobstore.operations import leasing
 from jobstore.operations.leasing import Claimed
 from jobstore.testing import FakeClock
 from jobstore.workers import Cancel, Fail, JobContext, Outcome, Retry, Snooze, Worker
-from jobstore.workers.outcomes import BACKOFF_CAP, backoff
+from jobstore.workers.retries import CAP
 
 
 async def enqueue(store: JobStore, task_type: str = "task", prompt: str = "p", **fields: object) -> Job:
@@ -130,14 +130,9 @@ async def test_a_job_that_keeps_failing_has_failed_when_its_attempts_are_used_up
     job = await enqueue(store, max_attempts=3)
     for _ in range(3):
         await worker.run(drain=True)
-        clock.advance(BACKOFF_CAP)
+        clock.advance(CAP)
     job = await store.jobs.get(job.id)
     assert (job.status, job.attempt) == (JobStatus.FAILED, 3)
-
-
-def test_the_backoff_grows_is_capped_and_is_spread() -> None:
-    assert all(0 <= backoff(attempt) <= min(BACKOFF_CAP, 2**attempt) for attempt in range(1, 40) for _ in range(20))
-    assert len({backoff(10) for _ in range(20)}) > 1
 
 
 async def test_a_handler_that_takes_too_long_is_ended(store: JobStore) -> None:

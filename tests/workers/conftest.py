@@ -1,0 +1,5 @@
+"""The tests of workers run on every engine."""
+
+from tests.conformance.conftest import database, outputs, store
+
+__all__ = ["database", "outputs", "store"]  # fixtures

@@ -1,0 +1,308 @@
+"""One attempt at a job: runs its handler, interrupts it when it has to end, and records what became of it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal, NamedTuple
+
+import anyio
+
+from jobstore import (
+    Claim,
+    DatabaseBusy,
+    DatabaseError,
+    DiskFailed,
+    Job,
+    JobStatus,
+    JobStore,
+    JobStoreError,
+    LeaseLost,
+    PoolTimeout,
+)
+from jobstore.aio import finish, in_daemon_thread
+from jobstore.workers.context import JobContext, SyncJobContext
+from jobstore.workers.handlers import Handler
+from jobstore.workers.hooks import AttemptEvent, Hooks, Moment
+from jobstore.workers.outcomes import Outcome, Retry
+from jobstore.workers.retries import exponential
+from jobstore.workers.tracebacks import describe
+
+logger = logging.getLogger(__name__)
+
+Interruption = Literal["canceled", "lost", "stopped", "timeout"]
+
+REPORT_TRIES = 5
+RETRY_SECONDS = 1.0
+"""Between tries when the database is busy or its disk full."""
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What all attempts of a worker have in common."""
+
+    store: JobStore
+    worker_id: str
+    lease: float
+    """Seconds."""
+    cancel_grace: float
+    """Seconds that a handler has to end once it is interrupted."""
+    hooks: Hooks
+
+
+class Report(NamedTuple):
+    """What is to be recorded of an attempt, and what the hooks are told then."""
+
+    record: Callable[[], Awaitable[Job]]
+    moment: Moment | None = None
+
+
+class RunningAttempt:
+    """An attempt under way.
+
+    Args:
+        terms: The worker's.
+        claim: The lease that it holds.
+        handler: What does the job.
+        ended: Called once its slot is free: its outcome is recorded, or cannot be.
+    """
+
+    def __init__(self, terms: Terms, claim: Claim, handler: Handler, ended: Callable[[RunningAttempt], None]) -> None:
+        self.claim = claim
+        self._terms = terms
+        self._handler = handler
+        self._ended: Callable[[RunningAttempt], None] | None = ended
+        self._context = JobContext(terms.store, claim)
+        self._thread: SyncJobContext | None = None
+        self._scope = anyio.CancelScope()
+        self._interrupted_by: Interruption | None = None
+        self._handling = True
+        self._timers: list[asyncio.TimerHandle] = []
+        self._fencing: asyncio.Task[None] | None = None
+        self._began = asyncio.get_running_loop().time()
+
+    async def run(self) -> None:
+        """Run the handler to its end and record it, whatever happens."""
+        try:
+            with self._terms.store.jobs.lease_kept(
+                self.claim,
+                lease=self._terms.lease,
+                lost=partial(self.interrupt, "lost"),
+                cancel_requested=partial(self.interrupt, "canceled"),
+            ):
+                logger.info("job %s attempt %d begins", self.claim.job_id, self.claim.attempt)
+                await self._handle_and_record()
+        finally:
+            self._finish()
+
+    def interrupt(self, reason: Interruption) -> None:
+        """Cancel the handler; the first reason counts. If it does not end in time, its slot is freed without it."""
+        if self._interrupted_by is not None or not self._handling:
+            return
+        self._interrupted_by = reason
+        self._scope.cancel()
+        if self._thread is not None:
+            self._thread.cancel()
+        self._call_later(self._terms.cancel_grace, self._abandon)
+
+    async def _handle_and_record(self) -> None:
+        try:
+            report = await self._handle()
+        except BaseException:  # the event loop ends
+            if self._fencing is None:
+                await finish(self._record(self._release()))
+            raise
+        if self._fencing is not None:
+            logger.warning("job %s attempt %d: ended too late, result dropped", self.claim.job_id, self.claim.attempt)
+            return
+        self._handling = False
+        # Shielded, not in a task of its own: nobody but the end of the event loop cancels this one.
+        with anyio.CancelScope(shield=True):
+            await self._record(report)
+
+    async def _handle(self) -> Report:
+        """Run the handler and return what is to be recorded."""
+        timeout = self.claim.job.timeout or self._handler.timeout
+        if timeout is not None:
+            self._call_later(timeout, self.interrupt, "timeout")
+        answer: object = None
+        try:
+            with self._scope:
+                await self._tell("claim", self.claim.job)
+                answer = await self._call()
+        except Outcome as outcome:
+            wait = self._wait(outcome)
+            record = partial(outcome.report, self._terms.store.jobs, self.claim, wait)
+            return Report(record, "failure" if outcome.is_failure else None)
+        except Exception as error:  # noqa: BLE001 - whatever a handler raises is its job's outcome
+            return self._failed(error) if self._interrupted_by is None else self._interrupted()
+        if self._scope.cancelled_caught or (self._thread is not None and self._thread.saw_cancelled):
+            return self._interrupted()
+        return self._answered(answer)
+
+    async def _call(self) -> object:
+        if not self._handler.is_async:
+            return await self._call_in_thread()
+        try:
+            return await self._handler.function(self._context)
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if self._scope.cancel_called or task is None or task.cancelling():
+                raise
+            # Something that the handler awaited was cancelled, not the handler: let through, it would look like
+            # the end of the worker itself.
+            raise Retry(reason="something that it awaited was cancelled", error_type="CancelledError") from None
+
+    async def _call_in_thread(self) -> object:
+        self._thread = SyncJobContext(self._context)
+        if self._interrupted_by is not None:
+            self._thread.cancel()
+        with anyio.CancelScope(shield=True):  # a thread is asked to end, and waited for
+            return await in_daemon_thread(partial(self._handler.function, self._thread))
+        raise AssertionError  # a scope that shields swallows nothing
+
+    def _answered(self, answer: object) -> Report:
+        jobs, claim = self._terms.store.jobs, self.claim
+        if answer is not None and not isinstance(answer, str):
+            message = f"the handler returned {type(answer).__name__} instead of str or None"
+            return Report(partial(jobs.fail, claim, message, error_type="invalid_result"), "failure")
+        return Report(partial(jobs.complete, claim, answer), "complete")
+
+    def _failed(self, error: Exception) -> Report:
+        jobs, where = self._terms.store.jobs, describe(_without_own_frames(error))
+        return Report(partial(jobs.fail, self.claim, error, retry_in=self._wait(error), traceback=where), "failure")
+
+    def _interrupted(self) -> Report:
+        if self._interrupted_by == "canceled":
+            return Report(partial(self._terms.store.jobs.cancel_claimed, self.claim, "canceled on request"))
+        if self._interrupted_by == "timeout":
+            return self._timed_out()
+        if self._interrupted_by == "lost":
+            return Report(self._raise_lost)
+        return self._release()
+
+    def _release(self) -> Report:
+        return Report(partial(self._terms.store.jobs.release, self.claim))
+
+    def _timed_out(self) -> Report:
+        timeout = self.claim.job.timeout or self._handler.timeout
+        late = Retry(reason=f"it took more than {timeout} s", error_type="timeout")
+        wait = self._wait(TimeoutError(late.reason))
+        return Report(partial(late.report, self._terms.store.jobs, self.claim, wait), "failure")
+
+    async def _raise_lost(self) -> Job:
+        raise LeaseLost(self.claim.job_id, self.claim.attempt)
+
+    def _wait(self, error: BaseException) -> float | None:
+        """Return how many seconds to wait before the next attempt, as the policy has it."""
+        attempt = self.claim.job.attempts_used
+        try:
+            wait = self._handler.retry(attempt, error)
+            if wait is None or 0 <= wait < float("inf"):
+                return wait
+            reason = f"it returned {wait!r}"
+        except Exception as failure:  # noqa: BLE001 - it is the user's
+            reason = f"it raised {type(failure).__name__}"
+        logger.error("the retry policy of %s failed (%s): the default serves", self.claim.job.task_type, reason)
+        return exponential()(attempt, error)
+
+    def _abandon(self) -> None:
+        """Record the interruption without waiting for the handler any longer: what it does later is refused."""
+        if not self._handling or self._fencing is not None:
+            return
+        logger.warning(
+            "job %s attempt %d: its handler goes on %s s after it was interrupted (%s): its result will be dropped",
+            self.claim.job_id,
+            self.claim.attempt,
+            self._terms.cancel_grace,
+            self._interrupted_by,
+        )
+        self._fencing = asyncio.get_running_loop().create_task(self._fence())
+
+    async def _fence(self) -> None:
+        try:
+            await finish(self._record(self._interrupted()))
+        finally:
+            self._finish()
+
+    async def _record(self, report: Report) -> None:
+        """Make the stream durable and record the outcome, trying again while the database is unwell."""
+        for left in reversed(range(REPORT_TRIES)):
+            try:
+                with contextlib.suppress(JobStoreError):  # if the stream is the answer, `complete` says so again
+                    await self._context.close()
+                job = await report.record()
+            except LeaseLost:
+                logger.warning("job %s attempt %d: lease lost, result dropped", self.claim.job_id, self.claim.attempt)
+                await self._tell("lease_lost", self.claim.job)
+            except JobStoreError as error:
+                if left and isinstance(error, DatabaseError) and is_passing(error):
+                    await anyio.sleep(RETRY_SECONDS)
+                    continue
+                await self._record_unrecordable(error)
+            else:
+                _log_end(self.claim, job)
+                if report.moment is not None:
+                    await self._tell(report.moment, job)
+            return
+
+    async def _record_unrecordable(self, error: JobStoreError) -> None:
+        """Put a job off whose outcome cannot be recorded, such as an answer that the disk had no room for."""
+        names = (self.claim.job_id, self.claim.attempt, type(error).__name__)
+        try:
+            job = await self._terms.store.jobs.fail(self.claim, error, retry_in=self._wait(error))
+        except JobStoreError:
+            # Without a traceback, which could show the user's text.
+            logger.error("job %s attempt %d: its outcome could not be recorded (%s): its lease will end", *names)  # noqa: TRY400
+        else:
+            logger.warning("job %s attempt %d: its outcome could not be recorded (%s)", *names)
+            await self._tell("failure", job)
+
+    async def _tell(self, moment: Moment, job: Job) -> None:
+        if not self._terms.hooks.has(moment):
+            return
+        started = self.claim.job.started_at or self.claim.job.run_at
+        event = AttemptEvent(
+            worker_id=self._terms.worker_id,
+            job=job,
+            attempt=self.claim.attempt,
+            waited=max(0.0, (started - self.claim.job.run_at).total_seconds()),
+            ran=0.0 if moment == "claim" else asyncio.get_running_loop().time() - self._began,
+            error_type=job.error_type,
+        )
+        await self._terms.hooks.tell(moment, event)
+
+    def _call_later(self, seconds: float, function: Callable[..., None], *args: object) -> None:
+        self._timers.append(asyncio.get_running_loop().call_later(seconds, function, *args))
+
+    def _finish(self) -> None:
+        """Free the slot; the first time counts."""
+        for timer in self._timers:
+            timer.cancel()
+        if self._ended is not None:
+            ended, self._ended = self._ended, None
+            ended(self)
+
+
+def is_passing(error: DatabaseError) -> bool:
+    """Whether trying again later may help."""
+    return isinstance(error, DatabaseBusy | DiskFailed | PoolTimeout)
+
+
+def _without_own_frames(error: Exception) -> Exception:
+    """Leave out of a traceback how the worker called the handler."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None and trace.tb_frame.f_code.co_filename == __file__:
+        trace = trace.tb_next
+    return error.with_traceback(trace)
+
+
+def _log_end(claim: Claim, job: Job) -> None:
+    """Log what became of a job, without any text of the user's."""
+    level = logging.WARNING if job.status is JobStatus.FAILED else logging.INFO
+    why = f" ({job.error_type})" if job.error_type else ""
+    logger.log(level, "job %s attempt %d ended: %s%s", claim.job_id, claim.attempt, job.status, why)
