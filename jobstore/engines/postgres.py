@@ -15,8 +15,9 @@ from jobstore.clock import Clock, system_clock
 from jobstore.engines import postgres_driver as driver
 from jobstore.engines.base import PoolStats, Request, StoreStats, WakeStats
 from jobstore.engines.group_commit import GroupCommit
-from jobstore.engines.postgres_driver import Connection, TransactionFailed, translate
+from jobstore.engines.postgres_driver import TransactionFailed, translate
 from jobstore.engines.postgres_listener import Listener
+from jobstore.engines.postgres_pipeline import Connection
 from jobstore.engines.postgres_server import Server
 from jobstore.engines.postgres_writer import BATCH_LOCK_TIMEOUT, PATIENCE, RowLocked, Writer
 from jobstore.engines.signal import Signal
@@ -230,7 +231,7 @@ class PostgresEngine:
         self._channel = f"jobstore:{row['schema']}"
 
     async def _open_pool(self) -> psycopg_pool.AsyncConnectionPool[Connection]:
-        pool = self._server.pool(self._pool_size, POOL_TIMEOUT, pooled=self._writer.facts.pooled)
+        pool = self._server.pool(self._pool_size, POOL_TIMEOUT)
         await pool.open()
         return pool
 

@@ -10,7 +10,8 @@ from collections.abc import Awaitable, Callable
 import psycopg
 from psycopg import sql
 
-from jobstore.engines.postgres_driver import Connection, translate
+from jobstore.engines.postgres_driver import translate
+from jobstore.engines.postgres_pipeline import Connection
 from jobstore.engines.postgres_server import Server
 from jobstore.errors import DatabaseError, JobStoreError
 

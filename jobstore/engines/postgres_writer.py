@@ -15,7 +15,8 @@ from uuid_utils import uuid7
 from jobstore.clock import Clock
 from jobstore.engines import postgres_driver as driver
 from jobstore.engines.base import Request
-from jobstore.engines.postgres_driver import Connection, MustBeAlone, TransactionFailed, roll_back, translate
+from jobstore.engines.postgres_driver import MustBeAlone, TransactionFailed, roll_back, translate
+from jobstore.engines.postgres_pipeline import Connection, bind, run_together, to_query
 from jobstore.engines.postgres_server import Facts, Server, settings
 from jobstore.errors import ConnectionLost, DatabaseBusy, DatabaseCorrupt, DiskFailed, ReadOnlyDatabase
 
@@ -29,10 +30,11 @@ MAX_LOST = 5
 FORGET_AFTER = 7 * 24 * 3600 * 1000
 """Milliseconds after which the mark of a writer that has gone is removed."""
 
-_MARK = """
-    INSERT INTO store_writers (writer_id, batch, seen_at) VALUES (%(writer_id)s, %(batch)s, %(now)s)
+_MARK = to_query("""
+    INSERT INTO store_writers (writer_id, batch, seen_at) VALUES (:writer_id, :batch, :now)
     ON CONFLICT (writer_id) DO UPDATE SET batch = excluded.batch, seen_at = excluded.seen_at
-"""
+""")
+_COMMIT = bind(to_query("COMMIT"), {})
 
 
 class RowLocked(Exception):
@@ -137,8 +139,8 @@ class Writer:
             now = self._clock()
             try:
                 async with driver.pipeline(connection):
-                    await connection.execute(begin, prepare=False)
-                    await connection.execute(self._settings, prepare=False)
+                    await connection.execute(begin)
+                    await connection.execute(self._settings)
             except psycopg.Error as error:  # such as a lock that the lost connection's session still holds
                 raise TransactionFailed(error) from None
             request.value, changed = await driver.drive_alone(connection, request.make_operation(now, *request.args))
@@ -184,11 +186,8 @@ class Writer:
     async def _end(self, connection: Connection, *, changed: bool, wakes: bool) -> bool:
         """Commit; return whether it happened."""
         try:
-            async with driver.pipeline(connection):
-                if changed:
-                    await connection.execute(_MARK, self._mark())
-                    await connection.execute(self._notice(wakes))
-                await connection.execute("COMMIT", prepare=False)
+            marks = [bind(_MARK, self._mark()), bind(to_query(self._notice(wakes)), {})] if changed else []
+            await run_together(connection, [*marks, _COMMIT])
         except psycopg.Error as error:
             await roll_back(connection)  # which shows whether it still lives: a server that ends it says so first
             if connection.closed:
