@@ -41,6 +41,7 @@ Cursor = AsyncRawCursor[DictRow]
 DIALECT = Dialect(
     lock_rows="FOR UPDATE SKIP LOCKED",
     lateral=True,
+    writes_in_with=True,
     holds_nul=False,
 )
 
