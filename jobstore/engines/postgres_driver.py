@@ -104,7 +104,9 @@ async def pipeline(connection: Connection) -> AsyncIterator[None]:
         raise failure
 
 
-async def drive_in_turns(connection: Connection, requests: Sequence[Request], now: int, prelude: Sequence[str]) -> bool:
+async def drive_in_turns(
+    connection: Connection, requests: Sequence[Request], now: int, prelude: Sequence[Bound]
+) -> bool:
     """Drive operations through a pipeline, the first statement of each in one round trip, then the second of each.
 
     The transaction is left open; each request has its value or its error.
@@ -124,7 +126,7 @@ async def drive_in_turns(connection: Connection, requests: Sequence[Request], no
     """
     running = [drive for request in requests if (drive := _begin(request, now)) is not None]
     changed = False
-    first = [bind(to_query(sql), {}) for sql in prelude]
+    first = prelude
     while running or first:
         try:
             sent = [_bound(drive.statement) for drive in running]
@@ -139,7 +141,7 @@ async def drive_in_turns(connection: Connection, requests: Sequence[Request], no
             drive.changed |= any(map(_wrote, drive.results))
         changed |= any(drive.changed for drive in running)
         running = [drive for drive in running if _go_on(drive)]
-        first = []
+        first = ()
     return changed
 
 

@@ -16,7 +16,7 @@ from jobstore.clock import Clock
 from jobstore.engines import postgres_driver as driver
 from jobstore.engines.base import Request
 from jobstore.engines.postgres_driver import MustBeAlone, TransactionFailed, roll_back, translate
-from jobstore.engines.postgres_pipeline import Connection, bind, run_together, to_query
+from jobstore.engines.postgres_pipeline import Bound, Connection, bind, run_together, to_query
 from jobstore.engines.postgres_server import Facts, Server, settings
 from jobstore.errors import ConnectionLost, DatabaseBusy, DatabaseCorrupt, DiskFailed, ReadOnlyDatabase
 
@@ -57,13 +57,14 @@ class Writer:
     """
 
     def __init__(
-        self, server: Server, clock: Clock, durability: str, lock_timeout: float, notice: Callable[[bool], str]
+        self, server: Server, clock: Clock, durability: str, lock_timeout: float, notice: Callable[[bool], Bound]
     ) -> None:
         self.facts = Facts(pooled=False, offset=0)
         self._server = server
         self._clock = clock
         self._lock = random.getrandbits(63)
         self._settings = settings(durability=durability, lock_timeout=lock_timeout, lock=self._lock)
+        self._prelude = [bind(to_query(sql), {}) for sql in (driver.READ_COMMITTED, self._settings)]
         self._notice = notice
         self._connection: Connection | None = None
         self._id = str(uuid7())
@@ -105,7 +106,7 @@ class Writer:
 
         async def drive(connection: Connection) -> bool:
             now = self._clock()
-            return await driver.drive_in_turns(connection, requests, now, [driver.READ_COMMITTED, self._settings])
+            return await driver.drive_in_turns(connection, requests, now, self._prelude)
 
         try:
             return await self._commit(drive, wakes=any(request.wakes for request in requests))
@@ -186,7 +187,7 @@ class Writer:
     async def _end(self, connection: Connection, *, changed: bool, wakes: bool) -> bool:
         """Commit; return whether it happened."""
         try:
-            marks = [bind(_MARK, self._mark()), bind(to_query(self._notice(wakes)), {})] if changed else []
+            marks = [bind(_MARK, self._mark()), self._notice(wakes)] if changed else []
             await run_together(connection, [*marks, _COMMIT])
         except psycopg.Error as error:
             await roll_back(connection)  # which shows whether it still lives: a server that ends it says so first
