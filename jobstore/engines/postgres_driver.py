@@ -56,6 +56,7 @@ _REFUSED = frozenset(
     "SET START UNLISTEN VACUUM".split()
 )
 _READING = ("SELECT", "SHOW", "VALUES", "EXPLAIN")
+_WRITING = re.compile(r"\b(?:INSERT|UPDATE|DELETE|MERGE)\b", re.IGNORECASE)
 _SPACE = re.compile(r"(?:[\s;]|--[^\n]*(?:\n|$)|/\*.*?(?:\*/|$))*", re.DOTALL)
 _WORD = re.compile(r"[A-Za-z]*")
 
@@ -138,7 +139,7 @@ async def drive_in_turns(
         answers = iter(results[len(first) :])
         for drive, statements in zip(running, sent, strict=True):
             drive.results = list(itertools.islice(answers, len(statements)))
-            drive.changed |= any(map(_wrote, drive.results))
+            drive.changed |= _wrote(drive.statement, drive.results)
         changed |= any(drive.changed for drive in running)
         running = [drive for drive in running if _go_on(drive)]
         first = ()
@@ -331,8 +332,17 @@ def _fetched(fetch: Literal["one", "all", "count", "many", "dialect"], results: 
     return result.rows
 
 
-def _wrote(result: Result) -> bool:
-    return result.rowcount != 0 and not result.command.startswith(_READING)
+def _wrote(statement: Statement, results: Sequence[Result]) -> bool:
+    """Whether a statement changed rows; what the functions that it calls may have changed is not seen."""
+    if results and results[0].command.startswith(_READING):
+        return _writes_within(statement.sql)
+    return any(result.rowcount != 0 for result in results)
+
+
+@lru_cache(maxsize=2048)
+def _writes_within(sql: str) -> bool:
+    """Whether a query has parts that write, of which the server tells no number."""
+    return _first_word(sql) == "WITH" and _WRITING.search(sql) is not None
 
 
 async def _in_savepoint(connection: Connection, statement: Statement) -> tuple[Any, bool]:
@@ -343,7 +353,7 @@ async def _in_savepoint(connection: Connection, statement: Statement) -> tuple[A
             sent = await _send(connection, statement)
             await connection.execute("RELEASE operation")
         results = await _results(sent)
-        return _fetched(statement.fetch, results), any(map(_wrote, results))
+        return _fetched(statement.fetch, results), _wrote(statement, results)
     except psycopg.Error as error:
         if not _ends_transaction(connection, error):
             await connection.execute("ROLLBACK TO operation")

@@ -40,7 +40,9 @@ class Query(NamedTuple):
     """A statement with PostgreSQL's placeholders, and the names of its parameters in their order."""
 
     text: str
-    names: tuple[str, ...]
+    names: tuple[str, ...] = ()
+    planned: bool = True
+    """Whether the server makes a plan of it, which it had better keep."""
 
 
 def to_query(sql: str) -> Query:
@@ -48,7 +50,7 @@ def to_query(sql: str) -> Query:
 
     Example:
         >>> to_query("SELECT a % :b, ':c'::text, :b")
-        Query(text="SELECT a % $1, ':c'::text, $1", names=('b',))
+        Query(text="SELECT a % $1, ':c'::text, $1", names=('b',), planned=True)
     """
     numbers: dict[str, int] = {}
 
@@ -151,7 +153,7 @@ async def run_together(connection: Connection, statements: Sequence[Bound]) -> l
 
 
 class _Dumped(NamedTuple):
-    text: str
+    query: Query
     values: Sequence[Any]
     types: tuple[int, ...]
     formats: Sequence[int]
@@ -159,14 +161,14 @@ class _Dumped(NamedTuple):
 
 def _dump(transformer: abc.Transformer, statement: Bound) -> _Dumped:
     values = transformer.dump_sequence(statement.values, [PyFormat.AUTO] * len(statement.values))
-    return _Dumped(statement.query.text, values, tuple(transformer.types or ()), tuple(transformer.formats or ()))
+    return _Dumped(statement.query, values, tuple(transformer.types or ()), tuple(transformer.formats or ()))
 
 
 def _send(connection: Connection, dumped: _Dumped) -> Iterator[_Message]:
     """Queue a statement, prepared before if need be."""
-    text, values, types, formats = dumped
+    (text, _, planned), values, types, formats = dumped
     pgconn, key = connection.pgconn, (text, types)
-    if not connection.prepares:
+    if not (connection.prepares and planned):
         pgconn.send_query_params(text.encode(connection.info.encoding), values, types, formats)
         yield _Message(_Prepared(key, b""), runs=True)
         return

@@ -16,7 +16,7 @@ from jobstore.clock import Clock
 from jobstore.engines import postgres_driver as driver
 from jobstore.engines.base import Request
 from jobstore.engines.postgres_driver import MustBeAlone, TransactionFailed, roll_back, translate
-from jobstore.engines.postgres_pipeline import Bound, Connection, bind, run_together, to_query
+from jobstore.engines.postgres_pipeline import Bound, Connection, Query, bind, run_together, to_query
 from jobstore.engines.postgres_server import Facts, Server, settings
 from jobstore.errors import ConnectionLost, DatabaseBusy, DatabaseCorrupt, DiskFailed, ReadOnlyDatabase
 
@@ -34,7 +34,8 @@ _MARK = to_query("""
     INSERT INTO store_writers (writer_id, batch, seen_at) VALUES (:writer_id, :batch, :now)
     ON CONFLICT (writer_id) DO UPDATE SET batch = excluded.batch, seen_at = excluded.seen_at
 """)
-_COMMIT = bind(to_query("COMMIT"), {})
+_BEGIN = Bound(Query(driver.READ_COMMITTED, planned=False), [])
+_COMMIT = Bound(Query("COMMIT", planned=False), [])
 
 
 class RowLocked(Exception):
@@ -64,7 +65,7 @@ class Writer:
         self._clock = clock
         self._lock = random.getrandbits(63)
         self._settings = settings(durability=durability, lock_timeout=lock_timeout, lock=self._lock)
-        self._prelude = [bind(to_query(sql), {}) for sql in (driver.READ_COMMITTED, self._settings)]
+        self._prelude = [_BEGIN, bind(to_query(self._settings), {})]
         self._notice = notice
         self._connection: Connection | None = None
         self._id = str(uuid7())
