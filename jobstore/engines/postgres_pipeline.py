@@ -26,9 +26,6 @@ from jobstore.sql import Row, Value
 MAX_PREPARED = 100
 """Statements that one connection keeps prepared; beyond, it forgets all of them and begins anew."""
 
-FLUSH_AFTER = 8
-"""Statements after which those so far are sent, so that the server begins while the rest is made ready."""
-
 _TOKEN = re.compile(
     r"""'(?:[^']|'')*' | "(?:[^"]|"")*" | --[^\n]* | /\*.*?\*/ | \$(\w*)\$.*?\$\1\$ | :: | :([A-Za-z_]\w*)""",
     re.DOTALL | re.VERBOSE,
@@ -133,11 +130,7 @@ async def run_together(connection: Connection, statements: Sequence[Bound]) -> l
     dumped = [_dump(transformer, statement) for statement in statements]  # all, before any is sent
     try:
         pgconn.enter_pipeline_mode()
-        messages: list[_Message] = []
-        for number, each in enumerate(dumped, 1):
-            messages += _send(connection, each)
-            if number % FLUSH_AFTER == 0:  # the server begins meanwhile
-                pgconn.flush()
+        messages = [message for each in dumped for message in _send(connection, each)]
         pgconn.pipeline_sync()
         answers = await connection.wait(_exchange(pgconn))
         pgconn.exit_pipeline_mode()
