@@ -11,7 +11,7 @@ import pytest
 from psycopg import AsyncConnection, errors
 from psycopg.rows import dict_row
 
-from jobstore import ConstraintFailed, JobStore
+from jobstore import ConstraintFailed, JobStore, NewJob
 from jobstore.engines import postgres_driver, postgres_pipeline, postgres_writer
 from jobstore.engines.postgres_pipeline import MAX_PREPARED, Bound, Connection, Result, bind, run_together, to_query
 from jobstore.sql import MakeOperation, Operation, Row, execute, fetch_all, guarded
@@ -84,6 +84,18 @@ async def test_a_lone_caller_waits_for_two_round_trips(store: JobStore, monkeypa
     [claim] = await store.jobs.claim("worker")
     await store.jobs.complete(claim, "done")
     assert trips == [begin_and_insert, mark_and_commit] * 3
+
+
+async def test_the_plan_of_what_runs_all_day_is_kept(store: JobStore) -> None:
+    await store.jobs.enqueue_many(NewJob(prompt="p", task_type="t", api_type="a") for _ in range(1000))
+    for _ in range(10):
+        [claim] = await store.jobs.claim("worker")
+        await store.jobs.complete(claim, "done")
+    sql = "SELECT custom_plans, statement FROM pg_prepared_statements WHERE statement ~ '(INTO|UPDATE) background_jobs'"
+    statements = await together(store, read, sql)
+    assert len(statements) == 3
+    # For the first five runs PostgreSQL makes a plan each, then it keeps one, unless it finds that too dear.
+    assert {row["custom_plans"] for row in statements} == {5}
 
 
 async def test_results_are_those_of_their_statements(connection: Connection) -> None:
