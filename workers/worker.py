@@ -30,7 +30,7 @@ from jobstore import (
     LeaseLost,
     PoolTimeout,
 )
-from jobstore.aio import finish, in_daemon_thread
+from jobstore.aio import in_daemon_thread
 from jobstore.workers.context import JobContext
 from jobstore.workers.outcomes import Outcome, Retry, backoff
 from jobstore.workers.signals import heed_signals
@@ -259,9 +259,9 @@ class Worker:
                 try:
                     report = await self._handle(running, context)
                 except BaseException:
-                    await finish(self._report(claim, context, partial(self.store.jobs.release, claim)))
+                    await self._report_shielded(claim, context, partial(self.store.jobs.release, claim))
                     raise
-                await finish(self._report(claim, context, report))
+                await self._report_shielded(claim, context, report)
         finally:
             del self._running[claim.job_id, claim.attempt]
             self._nudge.set()
@@ -273,9 +273,9 @@ class Worker:
         timeout = claim.job.timeout or handler.timeout
         wait = backoff(claim.job.attempts_used)
         answer: object = None
-        deadline = anyio.CancelScope()
+        deadline = None if timeout is None else anyio.move_on_after(timeout)
         try:
-            with running.scope, anyio.move_on_after(timeout) as deadline:
+            with running.scope, deadline or contextlib.nullcontext():
                 answer = await self._call(handler, context)
         except Outcome as outcome:
             return partial(outcome.report, jobs, claim, wait)
@@ -283,7 +283,7 @@ class Worker:
             return partial(jobs.fail, claim, error, retry_in=wait)
         if running.scope.cancelled_caught:
             return self._interrupted(running)
-        if deadline.cancelled_caught:
+        if deadline is not None and deadline.cancelled_caught:
             return partial(
                 Retry(reason=f"it took more than {timeout} s", error_type="timeout").report, jobs, claim, wait
             )
@@ -311,6 +311,10 @@ class Worker:
             # Something that the handler awaited was cancelled, not the handler: let through, it would look like
             # the end of the worker itself.
             raise Retry(reason="something that it awaited was cancelled", error_type="CancelledError") from None
+
+    async def _report_shielded(self, claim: Claim, context: JobContext, report: Report) -> None:
+        with anyio.CancelScope(shield=True):
+            await self._report(claim, context, report)
 
     async def _report(self, claim: Claim, context: JobContext, report: Report) -> None:
         """Make the stream durable and record the outcome, trying again while the database is unwell."""

@@ -15,8 +15,9 @@ from jobstore.clock import Clock, system_clock
 from jobstore.engines import postgres_driver as driver
 from jobstore.engines.base import PoolStats, Request, Snapshot, StoreStats, WakeStats
 from jobstore.engines.group_commit import GroupCommit
-from jobstore.engines.postgres_driver import Connection, TransactionFailed, translate
+from jobstore.engines.postgres_driver import TransactionFailed, translate
 from jobstore.engines.postgres_listener import Listener
+from jobstore.engines.postgres_pipeline import Bound, Connection
 from jobstore.engines.postgres_server import Server
 from jobstore.engines.postgres_writer import BATCH_LOCK_TIMEOUT, PATIENCE, RowLocked, Writer
 from jobstore.engines.signal import Signal
@@ -229,7 +230,7 @@ class PostgresEngine:
     def _new_writer(self, lock_timeout: float) -> Writer:
         return Writer(self._server, self.clock, self._durability, lock_timeout, self._notice)
 
-    def _notice(self, wakes: bool) -> str:  # noqa: FBT001 - called by the writer
+    def _notice(self, wakes: bool) -> Bound:  # noqa: FBT001 - called by the writer
         return self._listener.notice(self._channel, wakes=wakes)
 
     async def _find_channel(self, connection: Connection) -> None:
@@ -248,7 +249,7 @@ class PostgresEngine:
         self._channel = f"jobstore:{row['schema']}"
 
     async def _open_pool(self) -> psycopg_pool.AsyncConnectionPool[Connection]:
-        pool = self._server.pool(self._pool_size, POOL_TIMEOUT, pooled=self._writer.facts.pooled)
+        pool = self._server.pool(self._pool_size, POOL_TIMEOUT)
         await pool.open()
         return pool
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import psycopg
 import psycopg_pool
@@ -13,7 +13,8 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.rows import RowFactory, dict_row
 
 from jobstore.clock import Clock
-from jobstore.engines.postgres_driver import Connection, configure, translate
+from jobstore.engines.postgres_driver import configure, translate
+from jobstore.engines.postgres_pipeline import Connection
 from jobstore.errors import ConnectionLost, DatabaseError, DatabaseNotFound, InvalidArgument, SchemaMismatch
 
 R = TypeVar("R")
@@ -28,6 +29,10 @@ STATEMENT_TIMEOUT = 60.0
 """Seconds after which the server gives up a statement of ours; none of them takes long."""
 TRUSTED_SKEW = 250
 """Milliseconds. A smaller offset is what networks and schedulers make of a clock that is right."""
+
+
+# Nothing but `run_together` prepares statements.
+_OPTIONS: dict[str, Any] = {"autocommit": True, "row_factory": dict_row, "prepare_threshold": None}
 
 
 class Facts(NamedTuple):
@@ -69,8 +74,7 @@ class Server:
         try:
             configure(connection)
             facts = await self._look(connection)
-            if facts.pooled:
-                connection.prepare_threshold = None  # the next transaction's session would not know it
+            connection.prepares = not facts.pooled
         except psycopg.Error as error:
             await connection.close()
             raise translate(error) from error.__cause__
@@ -112,18 +116,16 @@ class Server:
             await asyncio.sleep(pause * random.uniform(0.5, 1.5))  # noqa: S311 - jitter, not a secret
             pause = min(2 * pause, RETRY_SLOWEST)
 
-    def pool(self, size: int, timeout: float, *, pooled: bool) -> psycopg_pool.AsyncConnectionPool[Connection]:
+    def pool(self, size: int, timeout: float) -> psycopg_pool.AsyncConnectionPool[Connection]:
         """Return a pool of up to `size` connections, still closed; a caller waits for one `timeout` seconds at most."""
 
         async def prepare(connection: Connection) -> None:
             configure(connection)
-            if pooled:
-                connection.prepare_threshold = None
 
         return psycopg_pool.AsyncConnectionPool(
             self._conninfo,
             connection_class=Connection,
-            kwargs={"autocommit": True, "row_factory": dict_row},
+            kwargs=_OPTIONS,
             min_size=0,
             max_size=size,
             timeout=timeout,
@@ -134,7 +136,7 @@ class Server:
 
     async def _reach(self) -> Connection | DatabaseNotFound:
         try:
-            return await Connection.connect(self._conninfo, autocommit=True, row_factory=dict_row)
+            return await Connection.connect(self._conninfo, **_OPTIONS)
         except psycopg.Error as error:
             return self._unreachable(error)
 

@@ -15,7 +15,8 @@ from uuid_utils import uuid7
 from jobstore.clock import Clock
 from jobstore.engines import postgres_driver as driver
 from jobstore.engines.base import Request
-from jobstore.engines.postgres_driver import Connection, MustBeAlone, TransactionFailed, roll_back, translate
+from jobstore.engines.postgres_driver import MustBeAlone, TransactionFailed, roll_back, translate
+from jobstore.engines.postgres_pipeline import Bound, Connection, Query, bind, run_together, to_query
 from jobstore.engines.postgres_server import Facts, Server, settings
 from jobstore.errors import ConnectionLost, DatabaseBusy, DatabaseCorrupt, DiskFailed, ReadOnlyDatabase
 
@@ -29,10 +30,12 @@ MAX_LOST = 5
 FORGET_AFTER = 7 * 24 * 3600 * 1000
 """Milliseconds after which the mark of a writer that has gone is removed."""
 
-_MARK = """
-    INSERT INTO store_writers (writer_id, batch, seen_at) VALUES (%(writer_id)s, %(batch)s, %(now)s)
+_MARK = to_query("""
+    INSERT INTO store_writers (writer_id, batch, seen_at) VALUES (:writer_id, :batch, :now)
     ON CONFLICT (writer_id) DO UPDATE SET batch = excluded.batch, seen_at = excluded.seen_at
-"""
+""")
+_BEGIN = Bound(Query(driver.READ_COMMITTED, planned=False), [])
+_COMMIT = Bound(Query("COMMIT", planned=False), [])
 
 
 class RowLocked(Exception):
@@ -55,13 +58,14 @@ class Writer:
     """
 
     def __init__(
-        self, server: Server, clock: Clock, durability: str, lock_timeout: float, notice: Callable[[bool], str]
+        self, server: Server, clock: Clock, durability: str, lock_timeout: float, notice: Callable[[bool], Bound]
     ) -> None:
         self.facts = Facts(pooled=False, offset=0)
         self._server = server
         self._clock = clock
         self._lock = random.getrandbits(63)
         self._settings = settings(durability=durability, lock_timeout=lock_timeout, lock=self._lock)
+        self._prelude = [_BEGIN, bind(to_query(self._settings), {})]
         self._notice = notice
         self._connection: Connection | None = None
         self._id = str(uuid7())
@@ -103,7 +107,7 @@ class Writer:
 
         async def drive(connection: Connection) -> bool:
             now = self._clock()
-            return await driver.drive_in_turns(connection, requests, now, [driver.READ_COMMITTED, self._settings])
+            return await driver.drive_in_turns(connection, requests, now, self._prelude)
 
         try:
             return await self._commit(drive, wakes=any(request.wakes for request in requests))
@@ -137,8 +141,8 @@ class Writer:
             now = self._clock()
             try:
                 async with driver.pipeline(connection):
-                    await connection.execute(begin, prepare=False)
-                    await connection.execute(self._settings, prepare=False)
+                    await connection.execute(begin)
+                    await connection.execute(self._settings)
             except psycopg.Error as error:  # such as a lock that the lost connection's session still holds
                 raise TransactionFailed(error) from None
             request.value, changed = await driver.drive_alone(connection, request.make_operation(now, *request.args))
@@ -184,11 +188,8 @@ class Writer:
     async def _end(self, connection: Connection, *, changed: bool, wakes: bool) -> bool:
         """Commit; return whether it happened."""
         try:
-            async with driver.pipeline(connection):
-                if changed:
-                    await connection.execute(_MARK, self._mark())
-                    await connection.execute(self._notice(wakes))
-                await connection.execute("COMMIT", prepare=False)
+            marks = [bind(_MARK, self._mark()), self._notice(wakes)] if changed else []
+            await run_together(connection, [*marks, _COMMIT])
         except psycopg.Error as error:
             await roll_back(connection)  # which shows whether it still lives: a server that ends it says so first
             if connection.closed:
