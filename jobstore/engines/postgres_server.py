@@ -26,6 +26,9 @@ RETRY_SECONDS = 0.05
 RETRY_SLOWEST = 1.0
 STATEMENT_TIMEOUT = 60.0
 """Seconds after which the server gives up a statement of ours; none of them takes long."""
+IDLE_TIMEOUT = 60.0
+"""Seconds after which the server ends a session that says nothing in mid-transaction: its host has vanished, and
+others wait for the rows that it has locked."""
 TRUSTED_SKEW = 250
 """Milliseconds. A smaller offset is what networks and schedulers make of a clock that is right."""
 
@@ -180,6 +183,7 @@ def settings(*, durability: str, lock_timeout: float, lock: int) -> str:
     return (
         f"SELECT set_config('lock_timeout', '{round(lock_timeout * 1000)}', true), "
         f"set_config('statement_timeout', '{round(STATEMENT_TIMEOUT * 1000)}', true), "
+        f"set_config('idle_in_transaction_session_timeout', '{round(IDLE_TIMEOUT * 1000)}', true), "
         f"set_config('synchronous_commit', '{commit}', true), pg_advisory_xact_lock({lock})"
     )
 

@@ -24,6 +24,7 @@ PATIENCE = 30.0
 BATCH_LOCK_TIMEOUT = 0.1
 """Seconds that a transaction on the shared connection waits for a row that someone else has locked."""
 RETRY_SECONDS = 0.002
+LOOK_SECONDS = 0.05
 MAX_LOST = 5
 """Connections that one transaction may lose: more would be its own doing."""
 FORGET_AFTER = 7 * 24 * 3600 * 1000
@@ -32,6 +33,12 @@ FORGET_AFTER = 7 * 24 * 3600 * 1000
 _MARK = """
     INSERT INTO store_writers (writer_id, batch, seen_at) VALUES (%(writer_id)s, %(batch)s, %(now)s)
     ON CONFLICT (writer_id) DO UPDATE SET batch = excluded.batch, seen_at = excluded.seen_at
+"""
+_OTHER_HOLDERS = """
+    FROM pg_locks LEFT JOIN pg_stat_activity USING (pid)
+    WHERE locktype = 'advisory' AND granted AND pid <> pg_backend_pid()
+    AND (classid::bigint << 32) + objid::bigint = %(lock)s AND objsubid = 1
+    AND pg_locks.database = (SELECT oid FROM pg_database WHERE datname = current_database())
 """
 
 
@@ -44,7 +51,8 @@ class Writer:
 
     Each transaction that changes anything also changes the writer's own row in `store_writers`. When the answer to a
     COMMIT is lost, that row tells whether it happened. Each transaction holds the writer's own advisory lock from its
-    beginning, which is taken before the row is read: so a server that is still at it is waited for.
+    beginning, which shows whether the server is still at one whose connection was lost: it is waited for, or ended if
+    it waits for us.
 
     Args:
         server: Where to connect.
@@ -174,8 +182,10 @@ class Writer:
                 changed = await drive(connection)
             except BaseException as error:
                 await roll_back(connection)
-                if connection.closed and not isinstance(error, asyncio.CancelledError):  # nothing of it was committed
-                    continue
+                if isinstance(error, asyncio.CancelledError):
+                    raise
+                if connection.closed or await self._was_in_its_own_way(connection, error):
+                    continue  # nothing of it was committed
                 raise
             if await self._end(connection, changed=changed, wakes=wakes):
                 return changed
@@ -196,35 +206,85 @@ class Writer:
             raise TransactionFailed(error) from None
         return True
 
+    async def _was_in_its_own_way(self, connection: Connection, error: BaseException) -> bool:
+        """Whether a transaction failed for a lost one that has begun since; if so, that one is over now."""
+        if not isinstance(error, TransactionFailed) or not driver.is_locked(error.error):
+            return False
+        try:
+            if not await self._is_held(connection):
+                return False
+            await self._end_lost(connection, time.monotonic() + PATIENCE)
+        except psycopg.Error:
+            await connection.close()
+        return True
+
     async def _has_committed(self) -> bool:
         """Find out whether the last transaction was committed, though its connection was lost.
 
         Raises:
             ConnectionLost: The server could not be reached again, so nobody can tell.
         """
-        while True:
+        for _ in range(MAX_LOST):
             connection = await self._connected()
             try:
                 return await self._read_mark(connection) >= self._batch
-            except psycopg.Error as error:
-                await roll_back(connection)
-                if not connection.closed:
-                    raise ConnectionLost("whether it was written is not known: look before you do it again") from error
+            except psycopg.Error:
+                await connection.close()
+        raise ConnectionLost("whether it was written is not known: look before you do it again")
 
     async def _read_mark(self, connection: Connection) -> int:
-        """Return the last transaction of this writer that was committed, once none of it is under way any more."""
-        async with connection.transaction():
-            await connection.execute(f"SELECT pg_advisory_xact_lock({self._lock})")
-            cursor = await connection.execute(
-                "SELECT batch FROM store_writers WHERE writer_id = %(id)s", {"id": self._id}
-            )
-            row = await cursor.fetchone()
+        """Return the last transaction of this writer that was committed."""
+        cursor = await connection.execute("SELECT batch FROM store_writers WHERE writer_id = %(id)s", {"id": self._id})
+        row = await cursor.fetchone()
         return 0 if row is None else row["batch"]
 
     async def _connected(self) -> Connection:
-        if self._connection is None or self._connection.closed:
-            self._connection, self.facts = await self._server.connect_patiently(PATIENCE)
+        """Return a connection that lives. Nothing is under way any more on one that was lost."""
+        end = time.monotonic() + PATIENCE
+        while self._connection is None or self._connection.closed:
+            connection, self.facts = await self._server.connect_patiently(PATIENCE)
+            try:
+                if self._connection is not None:
+                    await self._end_lost(connection, end)
+                self._connection = connection
+            except psycopg.Error as error:
+                await connection.close()
+                if time.monotonic() > end:
+                    raise ConnectionLost(
+                        f"the connection to {self._server.name} is lost again and again"
+                    ) from translate(error)
+                await asyncio.sleep(LOOK_SECONDS)
+            except BaseException:
+                await connection.close()
+                raise
         return self._connection
+
+    async def _end_lost(self, connection: Connection, end: float) -> None:
+        """Wait until the lost connection's transaction is over; end its session if that waits for its client.
+
+        A network may lose a client without the server's hearing of it, for hours. Behind a pooler, the session that
+        is ended is the pooler's, which gives it to nobody else as long as our transaction holds it.
+
+        Raises:
+            ConnectionLost: It went on for too long.
+        """
+        while await self._is_held(connection):
+            if time.monotonic() > end:
+                raise ConnectionLost(
+                    f"{self._server.name} is still at what was under way when the connection was lost, and whether "
+                    "that will be written is not known: look before you do it again"
+                )
+            with contextlib.suppress(psycopg.errors.InsufficientPrivilege):  # then only waiting helps
+                await connection.execute(
+                    f"SELECT pg_terminate_backend(pid) {_OTHER_HOLDERS} AND wait_event_type = 'Client'",
+                    {"lock": self._lock},
+                )
+            await asyncio.sleep(LOOK_SECONDS)
+
+    async def _is_held(self, connection: Connection) -> bool:
+        """Whether another session holds the writer's lock: the one that was lost."""
+        cursor = await connection.execute(f"SELECT 1 {_OTHER_HOLDERS}", {"lock": self._lock})
+        return bool(await cursor.fetchall())
 
     def _mark(self) -> dict[str, Any]:
         return {"writer_id": self._id, "batch": self._batch, "now": self._clock()}

@@ -16,6 +16,7 @@ from jobstore.clock import Clock, system_clock, to_milliseconds
 from jobstore.engines import postgres_writer
 from jobstore.engines.postgres import PostgresEngine
 from jobstore.operations import leasing
+from jobstore.sql import Operation, fetch_one
 from jobstore.testing import FakeClock
 from tests import postgres
 from tests.conformance.support import eventually
@@ -251,6 +252,94 @@ async def test_a_file_stays_when_nobody_can_tell_whether_its_row_was_committed(
         assert proxy.cuts_left == 0
     [job] = (await store.jobs.list()).items
     assert await store.jobs.read_prompt(job.id) == "long " * 20_000
+
+
+# Connections whose client has vanished without the server's hearing of it
+
+
+async def sessions(database: str) -> int:
+    """Return how many connections of stores there are."""
+    async with await AsyncConnection.connect(database, autocommit=True) as connection:
+        cursor = await connection.execute(
+            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'jobstore'"
+        )
+        row = await cursor.fetchone()
+        assert row is not None
+        return int(row[0])
+
+
+@pytest.mark.parametrize("moment", ["before", "during", "after"])
+@pytest.mark.parametrize("text", [b"INSERT INTO background_jobs", b"INSERT INTO store_writers", COMMIT])
+async def test_a_session_that_hangs_on_a_vanished_client_holds_up_nobody(
+    database: str, proxy: Proxy, text: bytes, moment: When
+) -> None:
+    async with JobStore(database, migrate=True):
+        pass
+    proxy.keeps_servers = True
+    async with JobStore(proxy.url) as through, asyncio.timeout(20):
+        await enqueue(through)
+        proxy.cut(text, moment)
+        first = await enqueue(through, idempotency_key="key")
+        assert proxy.cuts_left == 0
+        again = await enqueue(through, idempotency_key="key")
+        assert (again.id, await through.jobs.count()) == (first.id, 2)
+        await eventually(lambda: no_open_transaction(database))
+
+
+async def test_leases_are_renewed_though_the_session_hangs_that_renewed_them(store: JobStore, proxy: Proxy) -> None:
+    await enqueue(store)
+    [claim] = await store.jobs.claim("worker")
+    proxy.keeps_servers = True
+    async with JobStore(proxy.url) as through, asyncio.timeout(20):
+        engine = through.jobs._backend.engine
+        proxy.cut(COMMIT, "before")
+        for _ in range(2):
+            [beat] = await engine.write_aside(leasing.heartbeat, keys([claim]), HOUR)
+            assert beat.extended
+        assert proxy.cuts_left == 0
+
+
+async def test_a_lost_session_that_is_still_at_work_is_not_waited_for_without_end(
+    database: str, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(postgres_writer, "PATIENCE", 0.3)
+    async with JobStore(proxy.url, migrate=True) as through, asyncio.timeout(20):
+        lock = through.jobs._backend.engine._writer._lock  # type: ignore[attr-defined]
+        async with await AsyncConnection.connect(database, autocommit=True) as busy:
+            working = asyncio.ensure_future(busy.execute("SELECT pg_advisory_lock(%s), pg_sleep(3600)", [lock]))
+            await eventually(lambda: is_held(database, lock))
+            await terminate(database)
+            with pytest.raises(ConnectionLost, match="not known"):
+                await enqueue(through)
+            await busy.cancel_safe()
+            await asyncio.wait([working])
+        await enqueue(through)
+        assert await through.jobs.count() == 1
+
+
+async def test_a_lost_session_that_begins_late_is_ended_as_well(store: JobStore, database: str) -> None:
+    lock = store.jobs._backend.engine._writer._lock  # type: ignore[attr-defined]
+    late = await AsyncConnection.connect(database)
+    await late.execute("SELECT pg_advisory_xact_lock(%s)", [lock])  # as that session would
+    await enqueue(store)
+    assert not await is_held(database, lock)
+    assert await store.jobs.count() == 1
+    await late.close()
+
+
+async def is_held(database: str, lock: int) -> bool:
+    async with await AsyncConnection.connect(database, autocommit=True) as connection:
+        cursor = await connection.execute("SELECT pg_try_advisory_lock(%s)", [lock])
+        return await cursor.fetchone() == (False,)
+
+
+async def test_the_server_itself_ends_a_transaction_whose_client_says_no_more(store: JobStore) -> None:
+    def ask(_now: int) -> Operation[str]:
+        row = yield from fetch_one("SELECT current_setting('idle_in_transaction_session_timeout') AS timeout")
+        assert row is not None
+        return str(row["timeout"])
+
+    assert await store.run(ask) == "1min"
 
 
 async def test_reads_go_on_when_all_reading_connections_were_lost(store: JobStore, database: str) -> None:
