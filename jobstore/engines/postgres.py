@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Coroutine
 from typing import Any, Literal, TypeVar
 
@@ -18,7 +19,7 @@ from jobstore.engines.group_commit import GroupCommit
 from jobstore.engines.postgres_driver import Connection, TransactionFailed, translate
 from jobstore.engines.postgres_listener import Listener
 from jobstore.engines.postgres_server import Server
-from jobstore.engines.postgres_writer import BATCH_LOCK_TIMEOUT, PATIENCE, RowLocked, Writer
+from jobstore.engines.postgres_writer import BATCH_LOCK_TIMEOUT, RowLocked, Writer
 from jobstore.engines.signal import Signal
 from jobstore.errors import DatabaseBusy, DatabaseError, PoolTimeout, SchemaMismatch, StoreClosed
 from jobstore.sql import MakeOperation, Operation, fetch_one
@@ -26,6 +27,9 @@ from jobstore.sql import MakeOperation, Operation, fetch_one
 T = TypeVar("T")
 Durability = Literal["full", "normal"]
 
+PATIENCE = 30.0
+"""Seconds for which a caller waits for a lost server or a locked row, and a transaction is tried again that lost
+against others."""
 POOL_TIMEOUT = 30.0
 ASIDE = 4
 """Connections that wait for rows which others have locked, so that the shared one need not."""
@@ -80,8 +84,9 @@ class PostgresEngine:
         self._listener = Listener(
             self._server, str(uuid7()), self.changes.notify, self._heard_of_work, lambda: self.read(_next_transaction)
         )
+        self._patience = PATIENCE
         self._writer = self._new_writer(BATCH_LOCK_TIMEOUT)
-        self._queue = GroupCommit(self._commit, self._committed, lambda request: request.guarded)
+        self._queue = GroupCommit(self._commit, self._committed, PATIENCE, lambda request: request.guarded)
         self._readers: psycopg_pool.AsyncConnectionPool[Connection] | None = None
         self._aside = asyncio.Semaphore(ASIDE)
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -209,7 +214,7 @@ class PostgresEngine:
         )
 
     def _new_writer(self, lock_timeout: float) -> Writer:
-        return Writer(self._server, self.clock, self._durability, lock_timeout, self._notice)
+        return Writer(self._server, self.clock, self._durability, lock_timeout, self._patience, self._notice)
 
     def _notice(self, wakes: bool) -> str:  # noqa: FBT001 - called by the writer
         return self._listener.notice(self._channel, wakes=wakes)
@@ -269,18 +274,27 @@ class PostgresEngine:
 
     async def _commit_aside(self, request: Request) -> None:
         """Wait for rows that someone else has locked on another connection, so that nobody waits behind it."""
-        writer = self._new_writer(PATIENCE)
         try:
             async with self._aside:
-                if await writer.commit_alone(request):
-                    self._notify(wakes=request.wakes)
+                await self._commit_patiently(request)
         except RowLocked:
-            request.error = DatabaseBusy(PATIENCE)
+            request.error = DatabaseBusy(time.monotonic() - request.since)
         except DatabaseError as error:
             request.error = error
+        except BaseException:
+            request.error = StoreClosed("the event loop ended before the outcome was known")
+            raise
+        finally:
+            self._queue.settle(request)  # after which the store may be closed
+
+    async def _commit_patiently(self, request: Request) -> None:
+        left = request.since + self._patience - time.monotonic()  # it may have waited for its turn
+        writer = self._new_writer(max(left, BATCH_LOCK_TIMEOUT))
+        try:
+            if await writer.commit_alone(request):
+                self._notify(wakes=request.wakes)
         finally:
             await writer.close()
-            self._queue.settle(request)  # after which the store may be closed
 
     def _heard_of_work(self) -> None:
         self._foreign += 1

@@ -99,19 +99,23 @@ class Server:
             raise
         return connection
 
-    async def connect_patiently(self, seconds: float) -> tuple[Connection, Facts]:
-        """Connect, however often the server has to be asked: it may be starting again.
+    async def connect_patiently(self, until: float) -> tuple[Connection, Facts]:
+        """Connect, however often the server has to be asked: it may be starting again. It is asked once at least.
+
+        Args:
+            until: When to give up, as `time.monotonic` has it.
 
         Raises:
-            ConnectionLost: It could not be reached for so many seconds.
+            ConnectionLost: It could not be reached.
         """
-        end, pause = time.monotonic() + seconds, RETRY_SECONDS
+        started, pause = time.monotonic(), RETRY_SECONDS
         while True:
             try:
                 return await self.connect()
             except DatabaseError as error:
-                if time.monotonic() + pause > end:
-                    raise ConnectionLost(f"{self.name} could not be reached for {seconds:.0f} s: {error}") from error
+                now = time.monotonic()
+                if now + pause > until:
+                    raise ConnectionLost(f"{self.name} could not be reached: {error}", now - started) from error
             await asyncio.sleep(pause * random.uniform(0.5, 1.5))  # noqa: S311 - jitter, not a secret
             pause = min(2 * pause, RETRY_SLOWEST)
 

@@ -19,8 +19,6 @@ from jobstore.engines.postgres_driver import Connection, MustBeAlone, Transactio
 from jobstore.engines.postgres_server import Facts, Server, settings
 from jobstore.errors import ConnectionLost, DatabaseBusy, DatabaseCorrupt, DiskFailed, ReadOnlyDatabase
 
-PATIENCE = 30.0
-"""Seconds for which a lost server is sought, and a transaction tried again that lost against others."""
 BATCH_LOCK_TIMEOUT = 0.1
 """Seconds that a transaction on the shared connection waits for a row that someone else has locked."""
 RETRY_SECONDS = 0.002
@@ -59,17 +57,26 @@ class Writer:
         clock: The present time in milliseconds, passed to each operation as it is driven.
         durability: As of the store.
         lock_timeout: Seconds to wait for a locked row.
+        patience: Seconds for which a caller waits for a lost server, and a transaction that lost against others is
+            tried again.
         notice: The statement that tells other processes of a commit, by whether it may have made work.
     """
 
     def __init__(
-        self, server: Server, clock: Clock, durability: str, lock_timeout: float, notice: Callable[[bool], str]
+        self,
+        server: Server,
+        clock: Clock,
+        durability: str,
+        lock_timeout: float,
+        patience: float,
+        notice: Callable[[bool], str],
     ) -> None:
         self.facts = Facts(pooled=False, offset=0)
         self._server = server
         self._clock = clock
         self._lock = random.getrandbits(63)
         self._settings = settings(durability=durability, lock_timeout=lock_timeout, lock=self._lock)
+        self._patience = patience
         self._notice = notice
         self._connection: Connection | None = None
         self._id = str(uuid7())
@@ -85,9 +92,13 @@ class Writer:
 
     async def forget_gone(self) -> None:
         """Remove the marks of writers that have gone without a word."""
-        connection = await self._connected()
+        connection = await self._connected(time.monotonic() + self._patience)
         before = self._clock() - FORGET_AFTER
-        await connection.execute("DELETE FROM store_writers WHERE seen_at < %(before)s", {"before": before})
+        await connection.execute(
+            "DELETE FROM store_writers WHERE writer_id IN"
+            " (SELECT writer_id FROM store_writers WHERE seen_at < %(before)s FOR UPDATE SKIP LOCKED)",
+            {"before": before},
+        )
 
     async def close(self) -> None:
         """Disconnect."""
@@ -108,13 +119,14 @@ class Writer:
         Raises:
             DatabaseError: The server failed as a whole: nothing was written.
         """
+        until = max(request.since for request in requests) + self._patience
 
         async def drive(connection: Connection) -> bool:
             now = self._clock()
             return await driver.drive_in_turns(connection, requests, now, [driver.READ_COMMITTED, self._settings])
 
         try:
-            return await self._commit(drive, wakes=any(request.wakes for request in requests))
+            return await self._commit(drive, until, wakes=any(request.wakes for request in requests))
         except TransactionFailed as failure:
             meaning = translate(failure.error)
             if isinstance(meaning, DiskFailed | DatabaseCorrupt | ReadOnlyDatabase):
@@ -125,11 +137,18 @@ class Writer:
 
     async def _commit_one_by_one(self, requests: Sequence[Request]) -> bool:
         changed = False
+        away: ConnectionLost | None = None
         for request in requests:
+            if away is not None:
+                request.error = away  # or each would wait for the server anew
+                continue
             try:
                 changed |= await self.commit_alone(request)
             except RowLocked:
                 request.deferred = True
+            except ConnectionLost as error:
+                request.error = error
+                away = error if error.waited else None
         return changed
 
     async def commit_alone(self, request: Request) -> bool:
@@ -137,6 +156,7 @@ class Writer:
 
         Raises:
             RowLocked: A row that it wants is locked by someone else.
+            ConnectionLost: The server could not be reached again, or not for long enough.
         """
         request.value = request.error = None
         begin = driver.READ_COMMITTED if request.guarded else driver.SERIALIZABLE
@@ -155,28 +175,30 @@ class Writer:
         started = time.monotonic()
         while True:
             try:
-                return await self._commit(drive, wakes=request.wakes)
+                return await self._commit(drive, request.since + self._patience, wakes=request.wakes)
             except TransactionFailed as failure:
                 waited = time.monotonic() - started
                 if driver.is_locked(failure.error):
                     raise RowLocked from None
-                if not driver.is_passing(failure.error) or waited >= PATIENCE:
+                if not driver.is_passing(failure.error) or waited >= self._patience:
                     request.error = _final(failure.error, waited)
                     return False
+            except ConnectionLost:
+                raise
             except BaseException as error:  # noqa: BLE001 - whatever it is, it is this caller's alone
                 request.error = RuntimeError("the operation raised it") if isinstance(error, StopIteration) else error
                 return False
             await asyncio.sleep(RETRY_SECONDS * random.uniform(0.5, 1.5))  # noqa: S311 - jitter, not a secret
 
-    async def _commit(self, drive: Callable[[Connection], Awaitable[bool]], *, wakes: bool) -> bool:
-        """Begin, drive and commit a transaction; return whether it changed rows.
+    async def _commit(self, drive: Callable[[Connection], Awaitable[bool]], until: float, *, wakes: bool) -> bool:
+        """Begin, drive and commit a transaction; return whether it changed rows. A lost server is sought `until` then.
 
         Raises:
             TransactionFailed: It was undone.
             ConnectionLost: The server could not be reached again.
         """
         for _ in range(MAX_LOST):
-            connection = await self._connected()
+            connection = await self._connected(until)
             self._batch += 1
             try:
                 changed = await drive(connection)
@@ -213,7 +235,7 @@ class Writer:
         try:
             if not await self._is_held(connection):
                 return False
-            await self._end_lost(connection, time.monotonic() + PATIENCE)
+            await self._end_lost(connection)
         except psycopg.Error:
             await connection.close()
         return True
@@ -225,7 +247,7 @@ class Writer:
             ConnectionLost: The server could not be reached again, so nobody can tell.
         """
         for _ in range(MAX_LOST):
-            connection = await self._connected()
+            connection = await self._connected(time.monotonic() + self._patience)
             try:
                 return await self._read_mark(connection) >= self._batch
             except psycopg.Error:
@@ -238,28 +260,29 @@ class Writer:
         row = await cursor.fetchone()
         return 0 if row is None else row["batch"]
 
-    async def _connected(self) -> Connection:
-        """Return a connection that lives. Nothing is under way any more on one that was lost."""
-        end = time.monotonic() + PATIENCE
+    async def _connected(self, until: float) -> Connection:
+        """Return a connection that lives. Nothing is under way any more on one that was lost.
+
+        Raises:
+            ConnectionLost: The server could not be reached `until` then, or is still at what was under way.
+        """
         while self._connection is None or self._connection.closed:
-            connection, self.facts = await self._server.connect_patiently(PATIENCE)
+            connection, self.facts = await self._server.connect_patiently(until)
             try:
                 if self._connection is not None:
-                    await self._end_lost(connection, end)
+                    await self._end_lost(connection)
                 self._connection = connection
             except psycopg.Error as error:
                 await connection.close()
-                if time.monotonic() > end:
-                    raise ConnectionLost(
-                        f"the connection to {self._server.name} is lost again and again"
-                    ) from translate(error)
+                if time.monotonic() > until:
+                    raise ConnectionLost(f"{self._server.name} ends every connection") from translate(error)
                 await asyncio.sleep(LOOK_SECONDS)
             except BaseException:
                 await connection.close()
                 raise
         return self._connection
 
-    async def _end_lost(self, connection: Connection, end: float) -> None:
+    async def _end_lost(self, connection: Connection) -> None:
         """Wait until the lost connection's transaction is over; end its session if that waits for its client.
 
         A network may lose a client without the server's hearing of it, for hours. Behind a pooler, the session that
@@ -268,11 +291,13 @@ class Writer:
         Raises:
             ConnectionLost: It went on for too long.
         """
+        end = time.monotonic() + self._patience
         while await self._is_held(connection):
             if time.monotonic() > end:
                 raise ConnectionLost(
                     f"{self._server.name} is still at what was under way when the connection was lost, and whether "
-                    "that will be written is not known: look before you do it again"
+                    "that will be written is not known: look before you do it again",
+                    self._patience,
                 )
             with contextlib.suppress(psycopg.errors.InsufficientPrivilege):  # then only waiting helps
                 await connection.execute(

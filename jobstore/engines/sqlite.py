@@ -65,7 +65,7 @@ class SQLiteEngine:
         self._readers = ReaderPool(partial(_connect_reader, path), pool_size, POOL_TIMEOUT)
         self._transactions = driver.Transactions(clock, BUSY_DEADLINE)
         self._checkpoint = _Checkpoint(path)
-        self._queue = GroupCommit(self._commit, self._committed)
+        self._queue = GroupCommit(self._commit, self._committed, BUSY_DEADLINE)
         self._foreign = self._waiting = 0
         self._poller: asyncio.Task[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None

@@ -38,6 +38,7 @@ class Proxy:
         self._kept: list[asyncio.StreamWriter] = []
         self.url = ""
         self.refuses = False
+        self.refused = 0
         self.keeps_servers = False
         """Whether the server hears nothing of a cut: its side stays open, as if the client's host had vanished."""
 
@@ -70,6 +71,7 @@ class Proxy:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         if self.refuses:
+            self.refused += 1
             writer.close()
             return
         try:

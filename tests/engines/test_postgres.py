@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
@@ -11,12 +12,12 @@ from pathlib import Path
 import pytest
 from psycopg import AsyncConnection
 
-from jobstore import Claim, ConnectionLost, Heartbeat, Job, JobStore
+from jobstore import Claim, ConnectionLost, DatabaseBusy, Heartbeat, Job, JobStore
 from jobstore.clock import Clock, system_clock, to_milliseconds
-from jobstore.engines import postgres_writer
-from jobstore.engines.postgres import PostgresEngine
+from jobstore.engines import postgres as engine_module
+from jobstore.engines.postgres import ASIDE, PostgresEngine
 from jobstore.operations import leasing
-from jobstore.sql import Operation, fetch_one
+from jobstore.sql import Operation, execute, fetch_one, guarded
 from jobstore.testing import FakeClock
 from tests import postgres
 from tests.conformance.support import eventually
@@ -24,6 +25,8 @@ from tests.conformance.support import eventually
 from .postgres_proxy import COMMIT, Proxy, When
 
 HOUR = 3_600_000
+SHORT = 0.5
+"""Seconds of patience, for tests of what happens at its end."""
 
 
 @pytest.fixture
@@ -146,6 +149,21 @@ async def test_rows_that_a_stranger_locked_stall_nobody_else(
     assert await store.jobs.count(status="completed") == 60 + locked
 
 
+async def test_who_waits_for_locked_rows_in_turns_waits_no_longer_than_alone(
+    database: str, stranger: AsyncConnection[tuple[object, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_module, "PATIENCE", 2.0)
+    async with JobStore(database, migrate=True) as store:
+        await enqueue_many(store, 3 * ASIDE)
+        claims = await store.jobs.claim("worker", limit=3 * ASIDE)
+        await lock(stranger, [claim.job_id for claim in claims])
+        started = time.monotonic()
+        works = [store.jobs.complete(claim, "late") for claim in claims]
+        outcomes = await asyncio.gather(*works, return_exceptions=True)
+        assert {type(outcome) for outcome in outcomes} == {DatabaseBusy}
+        assert time.monotonic() - started < 2 * 2.0
+
+
 async def test_an_expired_job_that_a_stranger_locked_is_rescued_later_and_stalls_no_claim(
     database: str, stranger: AsyncConnection[tuple[object, ...]], clock: FakeClock
 ) -> None:
@@ -243,7 +261,7 @@ async def test_a_completion_that_spills_keeps_its_file_though_its_commit_is_cut(
 async def test_a_file_stays_when_nobody_can_tell_whether_its_row_was_committed(
     store: JobStore, proxy: Proxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(postgres_writer, "PATIENCE", 0.1)
+    monkeypatch.setattr(engine_module, "PATIENCE", 0.1)
     async with JobStore(proxy.url, outputs=tmp_path / "outputs") as through:
         proxy.cut(COMMIT, "after")
         proxy.refuses = True
@@ -252,6 +270,61 @@ async def test_a_file_stays_when_nobody_can_tell_whether_its_row_was_committed(
         assert proxy.cuts_left == 0
     [job] = (await store.jobs.list()).items
     assert await store.jobs.read_prompt(job.id) == "long " * 20_000
+
+
+# A server that stays away
+
+
+@pytest.fixture
+async def impatient(proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[JobStore]:
+    """A store that waits for a lost server for a short time, behind a proxy."""
+    monkeypatch.setattr(engine_module, "PATIENCE", SHORT)
+    async with JobStore(proxy.url, migrate=True) as store:
+        await store.execute("CREATE TABLE counted (number INTEGER)")
+        yield store
+
+
+@guarded
+def change_and_fail(_now: int) -> Operation[None]:
+    yield from execute("INSERT INTO counted VALUES (1)")
+    raise LookupError
+
+
+async def test_a_batch_driven_one_by_one_waits_for_a_lost_server_once(impatient: JobStore, proxy: Proxy) -> None:
+    proxy.cut(b"SAVEPOINT operation", "before")  # which only an operation by itself needs
+    proxy.refuses = True
+    works = [impatient.jobs._backend.write(change_and_fail) for _ in range(64)]
+    outcomes = await asyncio.gather(*works, return_exceptions=True)
+    assert {type(outcome) for outcome in outcomes} == {ConnectionLost}
+    assert proxy.refused < 32  # tries of all 64 together
+    assert proxy.cuts_left == 0
+
+
+async def test_whoever_waits_behind_for_a_lost_server_waits_no_longer_than_alone(
+    impatient: JobStore, proxy: Proxy
+) -> None:
+    proxy.refuses = True
+    proxy.cut(b"BEGIN", "before")
+    started = time.monotonic()
+    works = [impatient.execute("INSERT INTO counted VALUES (1)") for _ in range(64)]  # each a batch of its own
+    outcomes = await asyncio.gather(*works, return_exceptions=True)
+    assert {type(outcome) for outcome in outcomes} == {ConnectionLost}
+    assert time.monotonic() - started < 64 * SHORT / 4
+    proxy.refuses = False
+    assert list(await impatient.execute("SELECT * FROM counted")) == []
+
+
+async def test_whoever_came_later_still_waits_when_the_first_has_given_up(impatient: JobStore, proxy: Proxy) -> None:
+    proxy.refuses = True
+    proxy.cut(b"BEGIN", "before")
+    first = asyncio.ensure_future(enqueue(impatient))
+    await eventually(lambda: proxy.refused > 1)
+    later = asyncio.ensure_future(enqueue(impatient))
+    with pytest.raises(ConnectionLost):
+        await first
+    assert not later.done()
+    proxy.refuses = False
+    assert (await later).status == "idle"
 
 
 # Connections whose client has vanished without the server's hearing of it
@@ -302,7 +375,7 @@ async def test_leases_are_renewed_though_the_session_hangs_that_renewed_them(sto
 async def test_a_lost_session_that_is_still_at_work_is_not_waited_for_without_end(
     database: str, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(postgres_writer, "PATIENCE", 0.3)
+    monkeypatch.setattr(engine_module, "PATIENCE", SHORT)
     async with JobStore(proxy.url, migrate=True) as through, asyncio.timeout(20):
         lock = through.jobs._backend.engine._writer._lock  # type: ignore[attr-defined]
         async with await AsyncConnection.connect(database, autocommit=True) as busy:
