@@ -55,7 +55,8 @@ _REFUSED = frozenset(
 )
 _READING = ("SELECT", "SHOW", "VALUES", "EXPLAIN")
 _TOKEN = re.compile(
-    r"""'(?:[^']|'')*' | "(?:[^"]|"")*" | --[^\n]* | /\*.*?\*/ | \$(\w*)\$.*?\$\1\$ | :: | :([A-Za-z_]\w*) | %""",
+    r"""\b[eE]'(?:[^'\\]|''|\\.)*' | '(?:[^']|'')*' | "(?:[^"]|"")*" | --[^\n]* | /\*.*?\*/ | \$(\w*)\$.*?\$\1\$ |
+    :: | :([A-Za-z_]\w*) | %""",
     re.DOTALL | re.VERBOSE,
 )
 _rollbacks = itertools.count()
@@ -377,6 +378,16 @@ def _first_word(sql: str) -> str:
     space = _SPACE.match(sql)
     word = _WORD.match(sql, space.end() if space else 0)
     return word.group().upper() if word else ""
+
+
+def statements(script: str) -> list[str]:
+    """Return the statements of a script without texts, quoted names and comments, so that a look at words will do.
+
+    Example:
+        >>> statements("SELECT ';' /* one; */ ; COMMIT")
+        ['SELECT', 'COMMIT']
+    """
+    return [" ".join(part.split()) for part in _TOKEN.sub(" ", script).split(";")]
 
 
 def _placeholder(token: re.Match[str]) -> str:

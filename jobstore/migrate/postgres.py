@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import psycopg
+from psycopg import sql
 from psycopg.rows import tuple_row
 
 from jobstore.clock import Clock, from_milliseconds, system_clock
-from jobstore.engines.postgres_driver import translate
+from jobstore.engines.postgres_driver import statements, translate
 from jobstore.engines.postgres_server import Server
-from jobstore.errors import SchemaMismatch
+from jobstore.errors import InvalidArgument, SchemaMismatch
 from jobstore.migrate.steps import POSTGRES_STEPS, Result, Status, Step, check_applied, load_steps, pending_steps
 from jobstore.models import AppliedMigration
 
@@ -26,6 +29,12 @@ _RECORDS = """
         applied_at BIGINT NOT NULL
     )
 """
+
+_TRANSACTION = re.compile(
+    r"(BEGIN|START|COMMIT|END|ABORT|PREPARE TRANSACTION|ROLLBACK(?! (WORK |TRANSACTION )?TO\b))\b", re.IGNORECASE
+)
+_BODY = re.compile(r"\bBEGIN ATOMIC\b", re.IGNORECASE)
+"""Begins a function's body in SQL, whose END is no statement."""
 
 Connection = psycopg.Connection[tuple[object, ...]]
 
@@ -106,15 +115,68 @@ class PostgresMigrator:
 
     def _apply(self, connection: Connection, step: Step) -> None:
         connection.execute(_RECORDS)
+        transaction = _transaction(connection)
+        try:
+            with _without_transactions(connection):
+                step.apply(connection, lambda script: _in_one_statement(connection, script))
+            is_same = _transaction(connection) == transaction
+        except Exception as error:  # noqa: BLE001 - of any kind: the step is undone
+            reason = _reason(error)
+            raise SchemaMismatch(f"step {step.name} failed and was undone: {reason}", (step.name,)) from None
+        if not is_same:
+            raise SchemaMismatch(
+                f"step {step.name} ended its transaction: what it did before remains; undo that and mend the step",
+                (step.name,),
+            )
+        connection.execute("RESET search_path")  # which the step may have changed
         connection.execute(
             "INSERT INTO migrations (name, checksum, applied_at) VALUES (%s, %s, %s)",
             (step.name, step.checksum, self._clock()),
         )
-        try:
-            step.apply(connection, lambda script: _in_one_statement(connection, script))
-        except Exception as error:  # noqa: BLE001 - of any kind: the step is undone
-            reason = _reason(error)
-            raise SchemaMismatch(f"step {step.name} failed and was undone: {reason}", (step.name,)) from None
+
+
+class _StepCursor(psycopg.Cursor[Any]):
+    """Refuses statements that would begin or end the step's transaction."""
+
+    def execute(self, query: Any, *args: Any, **options: Any) -> _StepCursor:  # noqa: ANN401 - as psycopg's
+        self._refuse_transactions(query)
+        return super().execute(query, *args, **options)
+
+    def executemany(self, query: Any, *args: Any, **options: Any) -> None:  # noqa: ANN401
+        self._refuse_transactions(query)
+        super().executemany(query, *args, **options)
+
+    def stream(self, query: Any, *args: Any, **options: Any) -> Iterator[Any]:  # noqa: ANN401
+        self._refuse_transactions(query)
+        return super().stream(query, *args, **options)
+
+    def _refuse_transactions(self, query: str | bytes | sql.Composable) -> None:
+        text = query.as_string(self) if isinstance(query, sql.Composable) else query
+        _refuse_transactions(text.decode() if isinstance(text, bytes) else text)
+
+
+@contextlib.contextmanager
+def _without_transactions(connection: Connection) -> Iterator[None]:
+    usual, connection.cursor_factory = connection.cursor_factory, _StepCursor
+    try:
+        yield
+    finally:
+        connection.cursor_factory = usual
+
+
+def _refuse_transactions(script: str) -> None:
+    has_body = any(map(_BODY.search, parts := statements(script)))
+    for statement in parts:
+        found = _TRANSACTION.match(statement)
+        if found and not (has_body and found.group().upper() == "END"):
+            raise InvalidArgument(
+                "sql", f"{found.group()} would begin or end the step's transaction, which is the runner's business"
+            )
+
+
+def _transaction(connection: Connection) -> object:
+    [(number,)] = connection.execute("SELECT pg_current_xact_id()::text").fetchall()
+    return number
 
 
 def _in_one_statement(connection: Connection, script: str) -> list[str]:
