@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 import pytest
 
-from jobstore import DatabaseNotFound, JobStore, MigrationRequired, SchemaMismatch
+from jobstore import DatabaseBusy, DatabaseNotFound, JobStore, MigrationRequired, SchemaMismatch
 from jobstore.migrate import POSTGRES_STEPS, Migrator, Step, load_steps
+from jobstore.migrate import postgres as postgres_migrate
 from jobstore.migrate.postgres import LOCK, PostgresMigrator
 from tests.postgres import in_schema
 
@@ -263,6 +264,31 @@ def test_of_several_migrators_at_once_one_applies_each_step(fresh_database: str)
     assert [process.returncode for process in processes] == [0] * MIGRATORS, answers
     assert sorted(json.loads(said)["applied"] for said, _ in answers) == [*([] for _ in processes[1:]), NAMES]
     assert rows_of(fresh_database, "SELECT name FROM migrations ORDER BY name") == [(name,) for name in NAMES]
+
+
+def test_a_migrator_that_keeps_its_lock_is_not_waited_for_without_end(
+    fresh_database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(postgres_migrate, "BUSY_DEADLINE", 0.05)
+    with psycopg.connect(fresh_database) as gate:
+        gate.execute("SELECT pg_advisory_xact_lock(%s, hashtext('public'))", (LOCK,))
+        with pytest.raises(DatabaseBusy):
+            migrator(fresh_database).run()
+    assert migrator(fresh_database).run().applied == NAMES
+
+
+def test_a_table_that_someone_keeps_locked_fails_the_step_that_changes_it(
+    fresh_database: str, steps: StepFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(postgres_migrate, "BUSY_DEADLINE", 0.05)
+    rows_of(fresh_database, "CREATE TABLE t (x INTEGER)")
+    steps.add("0001_good.sql", "SELECT 1;")
+    steps.add("0002_bad.sql", "ALTER TABLE t ADD COLUMN y INTEGER;")
+    with psycopg.connect(fresh_database) as reader:
+        reader.execute("SELECT * FROM t")
+        with pytest.raises(SchemaMismatch, match="0002_bad failed and was undone: the database was locked"):
+            migrator(fresh_database, steps.load()).run()
+    assert migrator(fresh_database, steps.load()).run().applied == ["0002_bad"]
 
 
 def test_a_changed_step_is_named(fresh_database: str, steps: StepFolder) -> None:
