@@ -131,6 +131,11 @@ class WakeStats(BaseModel):
     """Times that another process's commits were noticed."""
 
 
+def wake_stats(changes: Signal, work: Signal, foreign: int) -> WakeStats:
+    """Return the figures of an engine's signals, `foreign` of which came from elsewhere."""
+    return WakeStats(waiting=changes.waiting + work.waiting, own=work.count - foreign, foreign=foreign)
+
+
 class StoreStats(BaseModel):
     """What `store.stats()` returns."""
 

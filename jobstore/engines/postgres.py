@@ -14,7 +14,7 @@ from uuid_utils import uuid7
 
 from jobstore.clock import Clock, system_clock
 from jobstore.engines import postgres_driver as driver
-from jobstore.engines.base import PoolStats, Request, StoreStats, WakeStats
+from jobstore.engines.base import PoolStats, Request, StoreStats, wake_stats
 from jobstore.engines.group_commit import GroupCommit
 from jobstore.engines.postgres_driver import Connection, TransactionFailed, translate
 from jobstore.engines.postgres_listener import Listener
@@ -91,7 +91,7 @@ class PostgresEngine:
         self._aside = asyncio.Semaphore(ASIDE)
         self._tasks: set[asyncio.Task[Any]] = set()
         self._beating: dict[asyncio.AbstractEventLoop, Writer] = {}
-        self._foreign = self._waiting = self._timeouts = self._reads = 0
+        self._foreign = self._timeouts = self._reads = 0
 
     def clock(self) -> int:
         """Return the present time in milliseconds, as the server's clock has it unless a test turns it by hand."""
@@ -185,16 +185,9 @@ class PostgresEngine:
                 await self._readers.check()  # whatever ended this connection may have ended the idle ones too
         raise AssertionError
 
-    async def wait(self, signal: Signal, since: int, timeout: float | None) -> int:
+    def wait(self, signal: Signal, since: int, timeout: float | None) -> Coroutine[Any, Any, int]:
         """Wait until a signal's count differs from `since` or `timeout` seconds pass; return its count."""
-        self._waiting += 1
-        try:
-            async with asyncio.timeout(timeout):
-                return await signal.wait(since)
-        except TimeoutError:
-            return signal.count
-        finally:
-            self._waiting -= 1
+        return signal.wait(since, timeout)
 
     def stats(self) -> StoreStats:
         """Return the figures of now."""
@@ -210,7 +203,7 @@ class PostgresEngine:
                 timeouts=self._timeouts,
                 reads=self._reads,
             ),
-            wake=WakeStats(waiting=self._waiting, own=self.work.count - self._foreign, foreign=self._foreign),
+            wake=wake_stats(self.changes, self.work, self._foreign),
         )
 
     def _new_writer(self, lock_timeout: float) -> Writer:
