@@ -12,6 +12,7 @@ import psycopg
 import psycopg_pool
 from uuid_utils import uuid7
 
+from jobstore.aio import finish
 from jobstore.clock import Clock, system_clock
 from jobstore.engines import postgres_driver as driver
 from jobstore.engines.base import PoolStats, Request, StoreStats, wake_stats
@@ -107,17 +108,17 @@ class PostgresEngine:
         await self._writer.open()
         try:
             connection, _ = await self._server.connect()
-            async with connection:
+            try:  # its own `async with` would not close it for a cancelled caller
                 await self._find_channel(connection)
                 await driver.read(connection, check(self.clock()))
+            finally:
+                await connection.close()
             await self._writer.forget_gone()
-            self._readers = await self._open_pool()
+            self._readers = self._server.pool(self._pool_size, POOL_TIMEOUT, pooled=self._writer.facts.pooled)
+            await self._readers.open()
             await self._listener.start(self._channel, pooled=self._writer.facts.pooled)
         except BaseException as error:
-            await self._listener.close()
-            if self._readers is not None:
-                await self._readers.close()
-            await self._writer.close()
+            await finish(self._release())
             reason = error.error if isinstance(error, TransactionFailed) else error
             if isinstance(reason, psycopg.Error):
                 raise translate(reason) from None
@@ -126,6 +127,9 @@ class PostgresEngine:
     async def close(self) -> None:
         """Finish what was accepted, then release everything. Closing twice is fine."""
         await self._queue.close()
+        await self._release()
+
+    async def _release(self) -> None:
         await self._listener.close()
         self.changes.notify()  # whoever waits finds the store closed
         self.work.notify()
@@ -226,11 +230,6 @@ class PostgresEngine:
                 "first in its search_path: run the migrations for it, or name the other alone"
             )
         self._channel = f"jobstore:{row['schema']}"
-
-    async def _open_pool(self) -> psycopg_pool.AsyncConnectionPool[Connection]:
-        pool = self._server.pool(self._pool_size, POOL_TIMEOUT, pooled=self._writer.facts.pooled)
-        await pool.open()
-        return pool
 
     def _commit(self, batch: list[Request]) -> asyncio.Future[Committed]:
         loop = asyncio.get_running_loop()

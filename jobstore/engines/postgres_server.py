@@ -13,7 +13,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.rows import RowFactory, dict_row
 
 from jobstore.clock import Clock
-from jobstore.engines.postgres_driver import Connection, configure, translate
+from jobstore.engines.postgres_driver import STATEMENT_TIMEOUT, Connection, configure, translate
 from jobstore.errors import ConnectionLost, DatabaseError, DatabaseNotFound, InvalidArgument, SchemaMismatch
 
 R = TypeVar("R")
@@ -24,13 +24,22 @@ CONNECT_TIMEOUT = 10
 """Seconds for one try; libpq counts in whole ones."""
 RETRY_SECONDS = 0.05
 RETRY_SLOWEST = 1.0
-STATEMENT_TIMEOUT = 60.0
-"""Seconds after which the server gives up a statement of ours; none of them takes long."""
+SILENCE = 30
+"""Seconds after which a network that says nothing counts as lost; systems would wait for hours."""
 IDLE_TIMEOUT = 60.0
 """Seconds after which the server ends a session that says nothing in mid-transaction: its host has vanished, and
 others wait for the rows that it has locked."""
 TRUSTED_SKEW = 250
 """Milliseconds. A smaller offset is what networks and schedulers make of a clock that is right."""
+
+_DEFAULTS: dict[str, str | int | None] = {
+    "application_name": "jobstore",
+    "connect_timeout": CONNECT_TIMEOUT,
+    "keepalives_idle": SILENCE // 2,
+    "keepalives_interval": SILENCE // 6,
+    "keepalives_count": 3,
+    "tcp_user_timeout": SILENCE * 1000,
+}
 
 
 class Facts(NamedTuple):
@@ -134,6 +143,7 @@ class Server:
             min_size=0,
             max_size=size,
             timeout=timeout,
+            reconnect_timeout=timeout,  # its pauses double: minutes after a long absence, if it did not begin anew
             configure=prepare,
             open=False,
             name="jobstore",
@@ -200,8 +210,7 @@ def _read(url: str, name: str) -> str:
         parameters = None
     if parameters is None:
         raise InvalidArgument("url", f"is no PostgreSQL URL: {_complaint(name)}")
-    defaults: dict[str, str | int | None] = {"application_name": "jobstore", "connect_timeout": CONNECT_TIMEOUT}
-    return make_conninfo("", **{**defaults, **parameters})
+    return make_conninfo("", **{**_DEFAULTS, **parameters})
 
 
 def _complaint(name: str) -> str:

@@ -183,7 +183,7 @@ class Writer:
                 if not driver.is_passing(failure.error) or waited >= self._patience:
                     request.error = _final(failure.error, waited)
                     return False
-            except ConnectionLost:
+            except (ConnectionLost, asyncio.CancelledError):
                 raise
             except BaseException as error:  # noqa: BLE001 - whatever it is, it is this caller's alone
                 request.error = RuntimeError("the operation raised it") if isinstance(error, StopIteration) else error
@@ -226,6 +226,9 @@ class Writer:
             if connection.closed:
                 return changed and await self._has_committed()
             raise TransactionFailed(error) from None
+        except BaseException:  # it is not known how much of it the server was sent
+            await connection.close()
+            raise
         return True
 
     async def _was_in_its_own_way(self, connection: Connection, error: BaseException) -> bool:

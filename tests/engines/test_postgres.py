@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
+import socket
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 
+import anyio
+import psycopg
 import pytest
 from psycopg import AsyncConnection
 
-from jobstore import Claim, ConnectionLost, DatabaseBusy, Heartbeat, Job, JobStore
+from jobstore import Claim, ConnectionLost, DatabaseBusy, Heartbeat, Job, JobStore, PoolTimeout, StoreClosed
 from jobstore.clock import Clock, system_clock, to_milliseconds
 from jobstore.engines import postgres as engine_module
+from jobstore.engines.base import Request
 from jobstore.engines.postgres import ASIDE, PostgresEngine
 from jobstore.operations import leasing
 from jobstore.sql import Operation, execute, fetch_one, guarded
@@ -30,9 +35,15 @@ SHORT = 0.5
 
 
 @pytest.fixture
-def database(postgres_database: str) -> str:
+def database(postgres_database: str) -> Iterator[str]:
+    """Return the URL of an empty database, in which a test's stores must leave no connection behind."""
     postgres.empty(postgres_database)
-    return postgres_database
+    yield postgres_database
+    ours = "FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'jobstore'"
+    with psycopg.connect(postgres_database, autocommit=True) as connection:
+        end = time.monotonic() + 10
+        while left := connection.execute(f"SELECT state, query {ours}").fetchall():
+            assert time.monotonic() < end, left
 
 
 @pytest.fixture
@@ -300,6 +311,17 @@ async def test_a_batch_driven_one_by_one_waits_for_a_lost_server_once(impatient:
     assert proxy.cuts_left == 0
 
 
+async def test_a_batch_that_is_cancelled_drives_no_other_request(impatient: JobStore, proxy: Proxy) -> None:
+    proxy.cut(b"SAVEPOINT operation", "before")
+    proxy.refuses = True
+    works = [asyncio.ensure_future(impatient.jobs._backend.write(change_and_fail)) for _ in range(3)]
+    await eventually(lambda: proxy.refused > 0)
+    [batch] = impatient.jobs._backend.engine._tasks  # type: ignore[attr-defined]
+    batch.cancel()  # as an event loop does at its end
+    outcomes = await asyncio.gather(*works, return_exceptions=True)
+    assert {type(outcome) for outcome in outcomes} == {StoreClosed}
+
+
 async def test_whoever_waits_behind_for_a_lost_server_waits_no_longer_than_alone(
     impatient: JobStore, proxy: Proxy
 ) -> None:
@@ -359,6 +381,26 @@ async def test_a_session_that_hangs_on_a_vanished_client_holds_up_nobody(
         await eventually(lambda: no_open_transaction(database))
 
 
+async def test_a_commit_that_is_cancelled_leaves_a_connection_that_works(
+    store: JobStore, database: str, stranger: AsyncConnection[tuple[object, ...]]
+) -> None:
+    await store.execute("CREATE TABLE counted (number INTEGER)")
+    await stranger.execute("LOCK TABLE store_writers IN SHARE MODE")
+    engine = store.jobs._backend.engine
+
+    def insert(_now: int, number: int) -> Operation[int]:
+        yield from fetch_one("SELECT set_config('lock_timeout', '0', true)")
+        return (yield from execute("INSERT INTO counted VALUES (:number)", number=number))
+
+    work = asyncio.ensure_future(engine.write_aside(insert, 1))
+    await eventually(lambda: someone_waits_aside(database))  # for the mark, which goes with the COMMIT
+    work.cancel()
+    await asyncio.wait([work])
+    await stranger.commit()
+    assert await engine.write_aside(insert, 2) == 1
+    assert list(map(dict, await store.execute("SELECT number FROM counted"))) == [{"number": 2}]
+
+
 async def test_leases_are_renewed_though_the_session_hangs_that_renewed_them(store: JobStore, proxy: Proxy) -> None:
     await enqueue(store)
     [claim] = await store.jobs.claim("worker")
@@ -413,6 +455,91 @@ async def test_the_server_itself_ends_a_transaction_whose_client_says_no_more(st
         return str(row["timeout"])
 
     assert await store.run(ask) == "1min"
+
+
+async def test_the_server_gives_up_a_read_that_takes_too_long(store: JobStore) -> None:
+    def ask(_now: int) -> Operation[str]:
+        row = yield from fetch_one("SELECT current_setting('statement_timeout') AS timeout")
+        assert row is not None
+        return str(row["timeout"])
+
+    engine = store.jobs._backend.engine
+    assert await engine.read(ask) == await engine.write(Request(ask, ())) == "1min"
+
+
+@pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="this system has no such option")
+async def test_a_network_that_says_nothing_is_found_out_within_seconds_rather_than_hours(proxy: Proxy) -> None:
+    async with JobStore(proxy.url, migrate=True) as through:
+        connection = through.jobs._backend.engine._writer._connection  # type: ignore[attr-defined]
+        with socket.socket(fileno=os.dup(connection.fileno())) as tcp:
+            assert tcp.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 30_000
+            assert tcp.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 15
+    async with JobStore(proxy.url + "&keepalives_idle=7") as through:
+        connection = through.jobs._backend.engine._writer._connection  # type: ignore[attr-defined]
+        with socket.socket(fileno=os.dup(connection.fileno())) as tcp:
+            assert tcp.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 7
+
+
+async def test_reads_succeed_soon_after_a_long_absence_of_the_server(
+    database: str, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_module, "POOL_TIMEOUT", 0.3)
+    async with JobStore(proxy.url, migrate=True) as through:
+        proxy.refuses = True
+        await terminate(database)
+        for _ in range(6):  # so long that whoever doubles his pauses would be at seconds
+            with pytest.raises((PoolTimeout, ConnectionLost)):
+                await through.jobs.count()
+        proxy.refuses = False
+        outcomes = [await asyncio.gather(through.jobs.count(), return_exceptions=True) for _ in range(2)]
+        assert [0] in outcomes
+
+
+async def count_sessions_and_tasks(database: str) -> tuple[int, int]:
+    ours = [task for task in asyncio.all_tasks() if "jobstore" in str(task.get_coro()) or "pool" in task.get_name()]
+    return await sessions(database), len(ours)
+
+
+async def cancelled_by_task(work: Awaitable[object], after: float) -> None:
+    task = asyncio.ensure_future(work)
+    await asyncio.sleep(after)
+    task.cancel()
+    await asyncio.wait([task])
+
+
+async def cancelled_by_scope(work: Awaitable[object], after: float) -> None:
+    with anyio.move_on_after(after):
+        await work
+
+
+@pytest.mark.parametrize("cancelled", [cancelled_by_task, cancelled_by_scope])
+async def test_opening_that_is_cancelled_anywhere_leaves_no_connection_and_no_task(
+    database: str, cancelled: Callable[[Awaitable[object], float], Awaitable[None]]
+) -> None:
+    async with JobStore(database, migrate=True):
+        pass
+    for milliseconds in range(0, 60, 2):
+        store = JobStore(database)
+        await cancelled(store.open(), milliseconds / 1000)
+        await store.close()
+
+    async def nothing_is_left() -> bool:
+        return await count_sessions_and_tasks(database) == (0, 0)
+
+    await eventually(nothing_is_left, within=10)
+
+
+async def test_a_heartbeat_that_is_cancelled_anywhere_leaves_a_connection_that_works(
+    store: JobStore, database: str
+) -> None:
+    await enqueue(store)
+    [claim] = await store.jobs.claim("worker")
+    engine = store.jobs._backend.engine
+    for tenths in range(60):
+        await cancelled_by_task(engine.write_aside(leasing.heartbeat, keys([claim]), HOUR), tenths / 10_000)
+        [beat] = await engine.write_aside(leasing.heartbeat, keys([claim]), HOUR)
+        assert beat.extended
+        assert await open_transactions(database) == 0
 
 
 async def test_reads_go_on_when_all_reading_connections_were_lost(store: JobStore, database: str) -> None:
