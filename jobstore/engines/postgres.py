@@ -22,7 +22,7 @@ from jobstore.engines.postgres_listener import Listener
 from jobstore.engines.postgres_server import Server
 from jobstore.engines.postgres_writer import BATCH_LOCK_TIMEOUT, RowLocked, Writer
 from jobstore.engines.signal import Signal
-from jobstore.errors import DatabaseBusy, DatabaseError, PoolTimeout, SchemaMismatch, StoreClosed
+from jobstore.errors import ConnectionLost, DatabaseBusy, DatabaseError, PoolTimeout, SchemaMismatch, StoreClosed
 from jobstore.sql import MakeOperation, Operation, fetch_one
 
 T = TypeVar("T")
@@ -92,7 +92,7 @@ class PostgresEngine:
         self._aside = asyncio.Semaphore(ASIDE)
         self._tasks: set[asyncio.Task[Any]] = set()
         self._beating: dict[asyncio.AbstractEventLoop, Writer] = {}
-        self._foreign = self._timeouts = self._reads = 0
+        self._foreign = self._timeouts = self._reads = self._reading = 0
 
     def clock(self) -> int:
         """Return the present time in milliseconds, as the server's clock has it unless a test turns it by hand."""
@@ -176,11 +176,9 @@ class PostgresEngine:
         for tries in range(1, MAX_READS + 1):
             try:
                 async with self._readers.connection() as connection:
-                    self._reads += 1
-                    return await driver.read(connection, make_operation(self.clock(), *args))
+                    return await self._read_on(connection, make_operation(self.clock(), *args))
             except psycopg_pool.PoolTimeout:
-                self._timeouts += 1
-                raise PoolTimeout(self._pool_size, POOL_TIMEOUT) from None
+                raise self._no_reader() from None
             except psycopg_pool.PoolClosed:
                 raise StoreClosed("the store is closed: open it again before using it") from None
             except TransactionFailed as failure:
@@ -189,6 +187,20 @@ class PostgresEngine:
                 await self._readers.check()  # whatever ended this connection may have ended the idle ones too
         raise AssertionError
 
+    async def _read_on(self, connection: Connection, operation: Operation[T]) -> T:
+        self._reads += 1
+        self._reading += 1
+        try:
+            return await driver.read(connection, operation)
+        finally:
+            self._reading -= 1
+
+    def _no_reader(self) -> PoolTimeout | ConnectionLost:
+        self._timeouts += 1
+        if self._reading:
+            return PoolTimeout(self._pool_size, POOL_TIMEOUT)
+        return ConnectionLost(f"{self._server.name} could not be reached for {POOL_TIMEOUT} s", POOL_TIMEOUT)
+
     def wait(self, signal: Signal, since: int, timeout: float | None) -> Coroutine[Any, Any, int]:
         """Wait until a signal's count differs from `since` or `timeout` seconds pass; return its count."""
         return signal.wait(since, timeout)
@@ -196,13 +208,12 @@ class PostgresEngine:
     def stats(self) -> StoreStats:
         """Return the figures of now."""
         pool = {} if self._readers is None else self._readers.get_stats()
-        open_now, idle = pool.get("pool_size", 0), pool.get("pool_available", 0)
         return StoreStats(
             writer=self._queue.stats(),
             pool=PoolStats(
                 size=self._pool_size,
-                open=open_now,
-                in_use=open_now - idle,
+                open=self._reading + pool.get("pool_available", 0),  # its own figure counts those it still seeks
+                in_use=self._reading,
                 waiting=pool.get("requests_waiting", 0),
                 timeouts=self._timeouts,
                 reads=self._reads,
