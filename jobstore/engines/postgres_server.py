@@ -13,7 +13,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.rows import RowFactory, dict_row
 
 from jobstore.clock import Clock
-from jobstore.engines.postgres_driver import STATEMENT_TIMEOUT, Connection, configure, translate
+from jobstore.engines.postgres_driver import Connection, configure, translate
 from jobstore.errors import ConnectionLost, DatabaseError, DatabaseNotFound, InvalidArgument, SchemaMismatch
 
 R = TypeVar("R")
@@ -24,6 +24,8 @@ CONNECT_TIMEOUT = 10
 """Seconds for one try; libpq counts in whole ones."""
 RETRY_SECONDS = 0.05
 RETRY_SLOWEST = 1.0
+STATEMENT_TIMEOUT = 60.0
+"""Seconds after which the server gives up a statement of ours; none of them takes long."""
 SILENCE = 30
 """Seconds after which a network that says nothing counts as lost; systems would wait for hours."""
 IDLE_TIMEOUT = 60.0
@@ -135,6 +137,8 @@ class Server:
             configure(connection)
             if pooled:
                 connection.prepare_threshold = None
+            else:  # a pooler would give the session, and what is set in it, to others
+                await connection.execute(f"SET statement_timeout = {round(STATEMENT_TIMEOUT * 1000)}")
 
         return psycopg_pool.AsyncConnectionPool(
             self._conninfo,

@@ -681,6 +681,14 @@ async def test_stores_that_claim_at_the_same_time_get_each_job_once(database: st
         assert attempts[0]["n"] == jobs
 
 
+# SQL of the user's own
+
+
+async def test_what_looks_like_a_parameter_within_an_escaped_text_is_none(store: JobStore) -> None:
+    [row] = await store.execute(r"SELECT E'it\'s :no, \\' AS text, :yes AS yes", {"yes": "1"})
+    assert (row["text"], row["yes"]) == ("it's :no, \\", "1")
+
+
 # Clocks
 
 
