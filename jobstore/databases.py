@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,8 +15,20 @@ from urllib.parse import unquote, urlsplit
 from jobstore.clock import Clock, system_clock
 from jobstore.engines.base import Engine
 from jobstore.engines.sqlite import SQLiteEngine
-from jobstore.errors import InvalidArgument
-from jobstore.migrate import POSTGRES_STEPS, SQLITE_STEPS, Migrator, Result, Status, Step, load_steps
+from jobstore.errors import InvalidArgument, MigrationRequired
+from jobstore.migrate import (
+    POSTGRES_STEPS,
+    SQLITE_STEPS,
+    Migrator,
+    Result,
+    Status,
+    Step,
+    check_applied,
+    load_steps,
+    pending_steps,
+)
+from jobstore.operations import migrations
+from jobstore.sql import Operation
 
 URL_VARIABLE = "JOBSTORE_URL"
 POSTGRES_SCHEMES = ("postgresql", "postgres")
@@ -182,6 +194,25 @@ def find_database(url: str | os.PathLike[str] | None) -> Database:
 def migrate_command(database: Database) -> str:
     """Return the command that brings a database's schema up to date."""
     return f"python -m jobstore.migrate --db {shlex.quote(database.name)}"
+
+
+def require_schema(now: int, database: Database, steps: Sequence[Step]) -> Operation[None]:
+    """Refuse a database whose schema is not the one that the operations were written for.
+
+    Args:
+        now: The present time in milliseconds.
+        database: What is checked.
+        steps: Of its schema, from `Database.load`.
+
+    Raises:
+        MigrationRequired: Steps are pending.
+        SchemaMismatch: It was migrated by a newer version, or an applied step was changed.
+    """
+    applied = yield from migrations.applied(now)
+    check_applied(steps, applied)
+    pending = pending_steps(steps, applied)
+    if pending:
+        raise MigrationRequired(tuple(step.name for step in pending), migrate_command(database))
 
 
 def _path_of_url(url: str) -> str:

@@ -24,6 +24,7 @@ The hierarchy::
     │   └── SessionNotFound
     ├── InvalidTransition      the job's status does not allow this step
     ├── LeaseLost              the attempt has ended; nothing was changed
+    ├── PromotionError         a store cannot be copied into another, or is not yet wholly copied
     └── OutputError            a file of a large text is missing, damaged or out of bounds
         └── OutputRestarted        what was being followed was replaced: by a new attempt, or another answer
 
@@ -237,6 +238,18 @@ class LeaseLost(JobStoreError):
         self.job_id = job_id
         self.attempt = attempt
         super().__init__(f"attempt {attempt} of job {job_id} has ended: its lease expired or its outcome is recorded")
+
+
+class PromotionError(JobStoreError):
+    """A store cannot be copied into another, or was not copied wholly; what was copied stays for the next try.
+
+    Attributes:
+        differences: What differs between the two, or is damaged in the source: names of tables, paths of texts.
+    """
+
+    def __init__(self, message: str, differences: tuple[str, ...] = ()) -> None:
+        self.differences = differences
+        super().__init__(message)
 
 
 class OutputError(JobStoreError):

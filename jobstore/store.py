@@ -12,11 +12,11 @@ from weakref import WeakKeyDictionary
 
 from jobstore.aio import finish, in_thread
 from jobstore.clock import Clock, system_clock
-from jobstore.databases import find_database, migrate_command
+from jobstore.databases import Database, find_database, require_schema
 from jobstore.engines.base import StoreStats
-from jobstore.errors import InvalidArgument, MigrationRequired, StoreClosed
-from jobstore.migrate import Step, check_applied, pending_steps
-from jobstore.operations import jobs, migrations
+from jobstore.errors import InvalidArgument, StoreClosed
+from jobstore.migrate import Step
+from jobstore.operations import jobs, promotion
 from jobstore.outputs import place_of
 from jobstore.repositories.arguments import check_range
 from jobstore.repositories.backend import Backend
@@ -129,7 +129,7 @@ class JobStore:
                 await in_thread(lambda: self._database.migrator(self._clock).run())
             engine = self._database.engine(self._clock, self._pool_size, self._durability)
             backend = Backend(engine, self._outputs, self._inline_limit)
-            await backend.open(lambda now: self._check_schema(now, steps))
+            await backend.open(lambda now: _check(now, self._database, steps))
             self._open = _Open(backend, steps)
             return self
 
@@ -258,14 +258,6 @@ class JobStore:
             raise StoreClosed("the store is not open: use it inside `async with JobStore(…) as store:`")
         return self._open
 
-    def _check_schema(self, now: int, steps: Sequence[Step]) -> Operation[None]:
-        """Refuse a database whose schema is not the one that the operations were written for."""
-        applied = yield from migrations.applied(now)
-        check_applied(steps, applied)
-        pending = pending_steps(steps, applied)
-        if pending:
-            raise MigrationRequired(tuple(step.name for step in pending), migrate_command(self._database))
-
 
 class _Open:
     """An open store's backend and the repositories bound to it."""
@@ -278,6 +270,12 @@ class _Open:
         self.cached_state = CachedStateRepository(backend)
         self.kv = KeyValueRepository(backend)
         self.migrations = MigrationRepository(backend, steps)
+
+
+def _check(now: int, database: Database, steps: Sequence[Step]) -> Operation[None]:
+    """Refuse a database whose schema is not the one that the operations were written for, or that is not whole yet."""
+    yield from require_schema(now, database, steps)
+    yield from promotion.refuse_unfinished(now)
 
 
 def _size(values: tuple[Any, ...]) -> int:

@@ -175,3 +175,12 @@ CREATE TABLE key_value_store (
     updated_at INTEGER NOT NULL,
     value TEXT NOT NULL CHECK (json_valid(value))
 ) STRICT;
+
+-- From which store this one was filled. Until that is finished, no program may use it.
+CREATE TABLE promotion (
+    singleton INTEGER PRIMARY KEY CHECK (singleton = 1),
+    source_id TEXT NOT NULL,
+    run_id TEXT NOT NULL,
+    started_at INTEGER NOT NULL,
+    finished_at INTEGER
+) STRICT;

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from jobstore.cli import changing, enqueueing, following, listing, migrating, showing, working
+from jobstore.cli import changing, enqueueing, following, listing, migrating, promoting, showing, working
 from jobstore.cli.options import GroupDb
 from jobstore.cli.reporting import reported
 
@@ -55,4 +55,5 @@ app.command("tail", no_args_is_help=True)(reported(following.tail))
 app.command("cancel", no_args_is_help=True)(reported(changing.cancel))
 app.command("retry", no_args_is_help=True)(reported(changing.retry))
 app.command("stats")(reported(listing.stats))
+app.command("promote", no_args_is_help=True)(reported(promoting.promote))
 app.command("work", no_args_is_help=True)(reported(working.work))

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from typing import Any, Protocol, TypeVar
 
 from pydantic import BaseModel, ConfigDict
@@ -146,6 +147,13 @@ class StoreStats(BaseModel):
     wake: WakeStats
 
 
+class Snapshot(Protocol):
+    """One moment of a database, as several operations see it."""
+
+    async def read(self, make_operation: MakeOperation[..., T], *args: Any) -> T:  # noqa: ANN401
+        """Run an operation that only reads."""
+
+
 class Engine(Protocol):
     """Drives operations on one database."""
 
@@ -181,6 +189,13 @@ class Engine(Protocol):
 
     async def read(self, make_operation: MakeOperation[..., T], *args: Any) -> T:  # noqa: ANN401
         """Run an operation that only reads, on one snapshot."""
+
+    def snapshot(self) -> AbstractAsyncContextManager[Snapshot]:
+        """Hold one snapshot for several operations, for as long as it takes.
+
+        Raises:
+            PoolTimeout: No reading connection became free in time.
+        """
 
     async def wait(self, signal: Signal, since: int, timeout: float | None) -> int:
         """Wait until a signal's count differs from `since` or `timeout` seconds pass; return its count."""

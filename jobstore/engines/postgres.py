@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Coroutine
+from collections.abc import AsyncIterator, Coroutine
 from typing import Any, Literal, TypeVar
 
 import psycopg
@@ -15,7 +15,7 @@ from uuid_utils import uuid7
 from jobstore.aio import finish
 from jobstore.clock import Clock, system_clock
 from jobstore.engines import postgres_driver as driver
-from jobstore.engines.base import PoolStats, Request, StoreStats, wake_stats
+from jobstore.engines.base import PoolStats, Request, Snapshot, StoreStats, wake_stats
 from jobstore.engines.group_commit import GroupCommit
 from jobstore.engines.postgres_driver import Connection, TransactionFailed, translate
 from jobstore.engines.postgres_listener import Listener
@@ -171,29 +171,44 @@ class PostgresEngine:
             PoolTimeout: No reading connection became free in time.
             ConnectionLost: The server went away.
         """
-        if self._readers is None:
-            raise StoreClosed("the store is closed: open it again before using it")
         for tries in range(1, MAX_READS + 1):
             try:
-                async with self._readers.connection() as connection:
-                    return await self._read_on(connection, make_operation(self.clock(), *args))
-            except psycopg_pool.PoolTimeout:
-                raise self._no_reader() from None
-            except psycopg_pool.PoolClosed:
-                raise StoreClosed("the store is closed: open it again before using it") from None
+                async with self._reader() as connection:
+                    return await driver.read(connection, make_operation(self.clock(), *args))
             except TransactionFailed as failure:
                 if tries == MAX_READS:
                     raise translate(failure.error) from None
-                await self._readers.check()  # whatever ended this connection may have ended the idle ones too
+                if self._readers is not None:
+                    await self._readers.check()  # whatever ended this connection may have ended the idle ones too
         raise AssertionError
 
-    async def _read_on(self, connection: Connection, operation: Operation[T]) -> T:
-        self._reads += 1
-        self._reading += 1
+    @contextlib.asynccontextmanager
+    async def snapshot(self) -> AsyncIterator[Snapshot]:
+        """Hold one snapshot for several operations; the server removes no dead rows meanwhile.
+
+        Raises:
+            PoolTimeout: No reading connection became free in time.
+            ConnectionLost: The server went away, now or later.
+        """
+        async with self._reader() as connection, driver.snapshot(connection):
+            yield _Snapshot(connection, self.clock)
+
+    @contextlib.asynccontextmanager
+    async def _reader(self) -> AsyncIterator[Connection]:
+        if self._readers is None:
+            raise StoreClosed("the store is closed: open it again before using it")
         try:
-            return await driver.read(connection, operation)
-        finally:
-            self._reading -= 1
+            async with self._readers.connection() as connection:
+                self._reads += 1
+                self._reading += 1
+                try:
+                    yield connection
+                finally:
+                    self._reading -= 1
+        except psycopg_pool.PoolTimeout:
+            raise self._no_reader() from None
+        except psycopg_pool.PoolClosed:
+            raise StoreClosed("the store is closed: open it again before using it") from None
 
     def _no_reader(self) -> PoolTimeout | ConnectionLost:
         self._timeouts += 1
@@ -308,6 +323,24 @@ class PostgresEngine:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
+
+
+class _Snapshot:
+    """A reading connection in a transaction."""
+
+    def __init__(self, connection: Connection, clock: Clock) -> None:
+        self._connection = connection
+        self._clock = clock
+        self._turn = asyncio.Lock()
+
+    async def read(self, make_operation: MakeOperation[..., T], *args: Any) -> T:  # noqa: ANN401
+        """Run an operation that only reads."""
+        try:
+            async with self._turn:
+                value, _ = await driver.drive_alone(self._connection, make_operation(self._clock(), *args))
+        except TransactionFailed as failure:
+            raise translate(failure.error) from None
+        return value
 
 
 def _next_transaction(_now: int) -> Operation[str]:

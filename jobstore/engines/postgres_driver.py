@@ -188,6 +188,24 @@ async def read(connection: Connection, operation: Operation[T]) -> T:
     return value
 
 
+@contextlib.asynccontextmanager
+async def snapshot(connection: Connection) -> AsyncIterator[None]:
+    """Hold one snapshot, however long nothing is asked of it.
+
+    Raises:
+        ConnectionLost: The connection is lost.
+    """
+    try:
+        try:
+            await connection.execute(SNAPSHOT, prepare=False)
+            await connection.execute("SET LOCAL idle_in_transaction_session_timeout = 0", prepare=False)
+        except psycopg.Error as error:
+            raise translate(error) from None
+        yield
+    finally:
+        await roll_back(connection)
+
+
 async def drive_for(connection: AsyncConnection[Any], operation: Operation[T]) -> T:
     """Drive an operation in the transaction of a connection that is a user's, all of it or nothing.
 

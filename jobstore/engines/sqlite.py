@@ -9,7 +9,7 @@ import os
 import shlex
 import sqlite3
 import stat
-from collections.abc import Coroutine
+from collections.abc import AsyncIterator, Coroutine
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 
 from jobstore.clock import Clock
 from jobstore.engines import sqlite_driver as driver
-from jobstore.engines.base import Request, StoreStats, wake_stats
+from jobstore.engines.base import Request, Snapshot, StoreStats, wake_stats
 from jobstore.engines.group_commit import GroupCommit
 from jobstore.engines.signal import Signal
 from jobstore.engines.sqlite_pool import ReaderPool
@@ -126,6 +126,16 @@ class SQLiteEngine:
         """
         return self._readers.run(partial(driver.read, operation=make_operation(self.clock(), *args)))
 
+    @contextlib.asynccontextmanager
+    async def snapshot(self) -> AsyncIterator[Snapshot]:
+        """Hold one snapshot for several operations; the log grows meanwhile.
+
+        Raises:
+            PoolTimeout: No reading connection became free in time.
+        """
+        async with self._readers.hold(driver.roll_back) as connection:
+            yield _Snapshot(connection, self.clock)
+
     async def wait(self, signal: Signal, since: int, timeout: float | None) -> int:
         """Wait until a signal's count differs from `since` or `timeout` seconds pass; return its count."""
         if self._poller is None or self._poller.done():
@@ -175,6 +185,19 @@ class SQLiteEngine:
                 interval = POLL_FASTEST
             else:
                 interval = min(interval * 1.2, POLL_SLOWEST)
+
+
+class _Snapshot:
+    """A reading connection in a transaction."""
+
+    def __init__(self, connection: ThreadConnection, clock: Clock) -> None:
+        self._connection = connection
+        self._clock = clock
+
+    async def read(self, make_operation: MakeOperation[..., T], *args: Any) -> T:  # noqa: ANN401
+        """Run an operation that only reads."""
+        operation = make_operation(self._clock(), *args)
+        return await asyncio.shield(self._connection.submit(driver.read_on, operation))
 
 
 class _Checkpoint:

@@ -214,15 +214,21 @@ def roll_back(connection: sqlite3.Connection) -> None:
 def read(connection: sqlite3.Connection, operation: Operation[T]) -> T:
     """Drive an operation that only reads, on one snapshot."""
     try:
-        connection.execute("BEGIN")
-    except sqlite3.Error as error:
-        raise translate(error) from error
-    try:
-        return drive(connection, operation)
-    except RolledBack as reason:
-        raise reason.error from reason.__cause__
+        return read_on(connection, operation)
     finally:
         roll_back(connection)
+
+
+def read_on(connection: sqlite3.Connection, operation: Operation[T]) -> T:
+    """Drive an operation that only reads, on the snapshot that the connection holds, or begins to hold by it."""
+    try:
+        if not connection.in_transaction:
+            connection.execute("BEGIN")
+        return drive(connection, operation)
+    except sqlite3.Error as error:
+        raise translate(error) from error
+    except RolledBack as reason:
+        raise reason.error from reason.__cause__
 
 
 def drive(connection: sqlite3.Connection, operation: Operation[T]) -> T:

@@ -6,7 +6,8 @@ import asyncio
 import sqlite3
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from typing import TypeVar
 
 from jobstore.engines.base import PoolStats
@@ -43,15 +44,28 @@ class ReaderPool:
             PoolTimeout: None became free in time.
             StoreClosed: The pool was closed meanwhile.
         """
-        connection = await self._acquire()
-        if self._closed:
-            await connection.disconnect()
-            raise StoreClosed("the store was closed while this waited to read")
-        self._reads += 1
+        connection = await self._acquire_open()
         future = connection.submit(function)
         # Also when the caller is cancelled: the thread is busy until the function has ended.
-        future.add_done_callback(lambda _: self._release(connection))
+        future.add_done_callback(lambda _: self._hand_on(connection))
         return await asyncio.shield(future)
+
+    @asynccontextmanager
+    async def hold(self, last: Callable[[sqlite3.Connection], None]) -> AsyncIterator[ThreadConnection]:
+        """Hold a connection for several functions; at the end, `last` runs on it.
+
+        Raises:
+            PoolTimeout: None became free in time.
+            StoreClosed: The pool was closed meanwhile.
+        """
+        connection = await self._acquire_open()
+        try:
+            yield connection
+        finally:
+            if self._closed:  # and with it the connection
+                self._hand_on(connection)
+            else:
+                connection.submit(last).add_done_callback(lambda _: self._hand_on(connection))
 
     async def close(self) -> None:
         """Close the connections after what runs on them; who waits for one is refused."""
@@ -75,6 +89,14 @@ class ReaderPool:
             timeouts=self._timeouts,
             reads=self._reads,
         )
+
+    async def _acquire_open(self) -> ThreadConnection:
+        connection = await self._acquire()
+        if self._closed:
+            await connection.disconnect()
+            raise StoreClosed("the store was closed while this waited to read")
+        self._reads += 1
+        return connection
 
     async def _acquire(self) -> ThreadConnection:
         if self._free:
@@ -116,9 +138,6 @@ class ReaderPool:
         elif waiter.done() and not waiter.cancelled() and waiter.exception() is None:
             # Handed over, but the caller never saw it.
             self._hand_on(waiter.result())
-
-    def _release(self, connection: ThreadConnection) -> None:
-        self._hand_on(connection)
 
     def _hand_on(self, connection: ThreadConnection | None) -> None:
         """Give a connection, or the place of one, to whoever waits longest."""

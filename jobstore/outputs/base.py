@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Literal, Protocol
 
 from jobstore.errors import OutputError
@@ -79,6 +79,25 @@ class Outputs(Protocol):
         Raises:
             DiskFull: There is no room.
             OutputError: It cannot be written.
+        """
+
+    @abstractmethod
+    def copy_in(self, path: str, chunks: Iterable[bytes]) -> Text:
+        """Write a text at the path that another place has it at, durably: all of it is there, or nothing.
+
+        What is there already is replaced. No other may write to the same path at the same time.
+
+        Raises:
+            DiskFull: There is no room.
+            OutputError: It cannot be written, or the path leads elsewhere.
+        """
+
+    @abstractmethod
+    def size(self, path: str) -> int | None:
+        """Return how many bytes a text has; None if it is not there.
+
+        Raises:
+            OutputError: Its path leads elsewhere, or it cannot be looked at.
         """
 
     @abstractmethod

@@ -15,7 +15,7 @@ import os
 import secrets
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Self
 
@@ -84,18 +84,45 @@ class FolderOutputs(Outputs):
             DiskFull: There is no room.
             OutputError: The file cannot be written.
         """
+        return self.copy_in(new_path(kind, job_id), [text])
+
+    def copy_in(self, path: str, chunks: Iterable[bytes]) -> Text:
+        """Write a text at a path, durably; if that fails, remove what was begun.
+
+        Raises:
+            DiskFull: There is no room.
+            OutputError: The file cannot be written.
+        """
         began = self._clock()
-        path = new_path(kind, job_id)
         part = f"{path}.part"
+        digest = hashlib.sha256()
         try:
             with _refusals(path):
-                self._write(part, text)
-                os.rename(self._absolute(part), self._absolute(path))  # noqa: PTH104 - beside its kin
+                self.remove([part])  # of a process that was killed
+                with self._create(part) as file:
+                    for chunk in chunks:
+                        digest.update(chunk)
+                        file.append(chunk)
+                    file.sync()
+                self._absolute(part).replace(self._absolute(path))
                 _sync_folder(self._absolute(path).parent)
         except JobStoreError:
             self.remove([part, path])
             raise
-        return Text(None, path, len(text), hashlib.sha256(text).hexdigest(), began)
+        return Text(None, path, file.size, digest.hexdigest(), began)
+
+    def size(self, path: str) -> int | None:
+        """Return how many bytes a file has; None if it is not there.
+
+        Raises:
+            OutputError: Its path leads elsewhere, or it cannot be looked at.
+        """
+        with _refusals(path):
+            try:
+                with self._parent(path) as (name, folder):
+                    return os.stat(name, dir_fd=folder, follow_symlinks=False).st_size
+            except FileNotFoundError:
+                return None
 
     def create(self, job_id: str) -> tuple[Text, FolderFile]:
         """Create an empty file to stream a response into, durably.
@@ -157,12 +184,6 @@ class FolderOutputs(Outputs):
         with _refusals(path):
             self._make_folders(path)
         return FolderFile(path.removesuffix(".part"), self._open(path, _CREATE))
-
-    def _write(self, path: str, data: bytes) -> None:
-        """Write a new file, durably."""
-        with self._create(path) as file:
-            file.append(data)
-            file.sync()
 
     def _make_folders(self, path: str) -> None:
         """Make the folders of a path, each durable before it is used."""

@@ -16,8 +16,9 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
@@ -47,6 +48,8 @@ RETRY_SECONDS = 20.0
 
 _MORE = re.compile(r"(.+)\.more/\d{6,}")
 _NO_ROOM = frozenset({"QuotaExceeded", "XMinioStorageFull", "InsufficientStorage", "507"})
+_NO_CONDITIONS = frozenset({"NotImplemented", "501"})
+"""How a storage says that it cannot put an object only if there is none."""
 _NO_BUCKET = frozenset({"NoSuchBucket", "ContainerNotFound"})
 
 
@@ -112,14 +115,33 @@ class ObjectOutputs(Outputs):
             DiskFull: There is no room.
             OutputError: The storage refuses, or cannot be reached.
         """
-        began = self._clock()
-        path = new_path(kind, job_id)
-        self._mark()
-        view = memoryview(text)
-        for number in range(max(1, -(-len(text) // SEGMENT_BYTES))):
-            begin = number * SEGMENT_BYTES
-            self.put(path, number, view[begin : begin + SEGMENT_BYTES])
-        return Text(None, path, len(text), hashlib.sha256(text).hexdigest(), began)
+        return self._put_text(new_path(kind, job_id), [text])
+
+    def copy_in(self, path: str, chunks: Iterable[bytes]) -> Text:
+        """Put a text at a path, durably. What a failure leaves of it is no text, and for a sweep.
+
+        Raises:
+            DiskFull: There is no room.
+            OutputError: The storage refuses, or cannot be reached.
+        """
+        parts(path)
+        self.remove([path])
+        return self._put_text(path, chunks)
+
+    def size(self, path: str) -> int | None:
+        """Return how many bytes a text has; None if it is not there.
+
+        Raises:
+            OutputError: Its path leads elsewhere, or it cannot be looked at.
+        """
+        parts(path)
+        with self._refusals(path):
+            try:
+                first: int = self._store.head(path)["size"]
+            except FileNotFoundError:
+                return None
+            pages = self._store.list(f"{path}.more", chunk_size=PAGE) if first == SEGMENT_BYTES else ()
+            return first + sum(other["size"] for page in pages for other in page)
 
     def create(self, job_id: str) -> tuple[Text, ObjectFile]:
         """Put an empty text to stream a response into, durably.
@@ -184,6 +206,21 @@ class ObjectOutputs(Outputs):
                     if paths := list(dict.fromkeys(old)):
                         yield paths
 
+    def _put_text(self, path: str, chunks: Iterable[bytes]) -> Text:
+        """Put the objects of a text, the first of them last: until then there is no text."""
+        began = self._clock()
+        self._mark()
+        digest, size = hashlib.sha256(), 0
+        segments = _segments(chunks)
+        first = next(segments, b"")
+        for number, segment in enumerate(itertools.chain([first], segments)):
+            digest.update(segment)
+            size += len(segment)
+            if number:
+                self.put(path, number, segment)
+        self.put(path, 0, first)
+        return Text(None, path, size, digest.hexdigest(), began)
+
     def _part(self, path: str, offset: int) -> bytes:
         """Read the rest of one object of a text, from an offset in the text."""
         number, begin = divmod(offset, SEGMENT_BYTES)
@@ -219,7 +256,9 @@ class ObjectOutputs(Outputs):
                 self._store.put(MARKER, owner, mode="create", use_multipart=False)
             except AlreadyExistsError:
                 pass  # another process of this store, or another store: seen below
-            except NotSupportedError:
+            except BaseError as error:
+                if not isinstance(error, NotSupportedError) and not _codes(error) & _NO_CONDITIONS:
+                    raise
                 self._store.put(MARKER, owner, use_multipart=False)
         self._marked = self.check()
 
@@ -331,6 +370,22 @@ def _text(name: str) -> str:
     """Return the path of the text that an object belongs to."""
     match = _MORE.fullmatch(name)
     return match[1] if match else name
+
+
+def _segments(chunks: Iterable[bytes]) -> Iterator[bytes]:
+    """Cut a text, which comes in chunks of any size, into what one object holds."""
+    held = bytearray()
+    for chunk in chunks:
+        view = memoryview(chunk)
+        while view:
+            room = SEGMENT_BYTES - len(held)
+            held += view[:room]
+            view = view[room:]
+            if len(held) == SEGMENT_BYTES:
+                yield bytes(held)
+                held.clear()
+    if held:
+        yield bytes(held)
 
 
 def _codes(error: Exception) -> set[str]:

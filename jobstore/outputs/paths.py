@@ -13,7 +13,11 @@ MARKER = "store_id"
 
 def new_path(kind: str, job_id: str) -> str:
     """Return a path that no other text has."""
-    unique = secrets.token_hex(8)
+    return path_of(kind, job_id, secrets.token_hex(8))
+
+
+def path_of(kind: str, job_id: str, unique: str) -> str:
+    """Return the path of a text; `unique` are 16 hexadecimal digits that no other text of the job has."""
     readable = re.sub(r"[^A-Za-z0-9_-]", "_", job_id)[:64]
     return f"{kind}/{unique[:2]}/{readable}.{unique}.txt"
 

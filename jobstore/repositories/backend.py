@@ -142,6 +142,11 @@ class Backend:
         return self._leases
 
     @property
+    def has_outputs(self) -> bool:
+        """Whether somebody has said where the large texts lie."""
+        return self._outputs is not None
+
+    @property
     def outputs(self) -> Outputs:
         """The large texts.
 

@@ -177,3 +177,12 @@ CREATE TABLE key_value_store (
     updated_at BIGINT NOT NULL,
     value JSON NOT NULL
 );
+
+-- From which store this one was filled. Until that is finished, no program may use it.
+CREATE TABLE promotion (
+    singleton BIGINT PRIMARY KEY CHECK (singleton = 1),
+    source_id TEXT NOT NULL,
+    run_id TEXT NOT NULL,
+    started_at BIGINT NOT NULL,
+    finished_at BIGINT
+);

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -97,5 +98,27 @@ def run_process(environment: dict[str, str]) -> Callable[..., subprocess.Complet
     def run(*args: object, module: str = "jobstore", cwd: Path | None = None) -> subprocess.CompletedProcess[bytes]:
         command = [sys.executable, "-m", module, *map(str, args)]
         return subprocess.run(command, env=environment, cwd=cwd, capture_output=True, timeout=60, check=False)
+
+    return run
+
+
+@pytest.fixture
+def in_terminal(environment: dict[str, str]) -> Callable[..., tuple[int, str]]:
+    """Run the command in a terminal of 90 columns; return its exit code and what was shown."""
+    pty = pytest.importorskip("pty", reason="Windows has no pseudo terminals")
+    environment |= {"TERM": "xterm-256color", "COLUMNS": "90"}
+    del environment["NO_COLOR"]
+
+    def run(*args: object) -> tuple[int, str]:
+        ours, theirs = pty.openpty()
+        command = [sys.executable, "-m", "jobstore", *map(str, args)]
+        with subprocess.Popen(command, env=environment, stdout=theirs, stderr=theirs) as process:
+            os.close(theirs)
+            shown = b""
+            with suppress(OSError):  # how Linux tells that the last program has left the terminal
+                while part := os.read(ours, 65536):
+                    shown += part
+            os.close(ours)
+        return process.returncode, shown.decode()
 
     return run

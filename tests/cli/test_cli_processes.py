@@ -10,7 +10,7 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, closing, suppress
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -158,28 +158,6 @@ def test_a_reader_that_never_reads_ends_the_command_quietly(
     os.close(writing)
     assert done.stderr == b""
     assert done.returncode in {1, 141}
-
-
-@pytest.fixture
-def in_terminal(environment: dict[str, str]) -> Callable[..., tuple[int, str]]:
-    """Run the command in a terminal of 90 columns; return its exit code and what was shown."""
-    pty = pytest.importorskip("pty", reason="Windows has no pseudo terminals")
-    environment |= {"TERM": "xterm-256color", "COLUMNS": "90"}
-    del environment["NO_COLOR"]
-
-    def run(*args: object) -> tuple[int, str]:
-        ours, theirs = pty.openpty()
-        command = [sys.executable, "-m", "jobstore", *map(str, args)]
-        with subprocess.Popen(command, env=environment, stdout=theirs, stderr=theirs) as process:
-            os.close(theirs)
-            shown = b""
-            with suppress(OSError):  # how Linux tells that the last program has left the terminal
-                while part := os.read(ours, 65536):
-                    shown += part
-            os.close(ours)
-        return process.returncode, shown.decode()
-
-    return run
 
 
 def test_a_terminal_gets_colours_and_a_pipe_does_not(

@@ -50,6 +50,7 @@ PUBLIC = [
     "OutputRestarted",
     "Page",
     "PoolTimeout",
+    "PromotionError",
     "ReadOnlyDatabase",
     "Row",
     "SchemaMismatch",
