@@ -18,7 +18,7 @@ from psycopg.types.numeric import Int8Dumper
 from psycopg.types.string import TextLoader
 
 from jobstore.engines.base import Request
-from jobstore.engines.postgres_pipeline import Bound, Connection, Query, Result, bind, run_together, to_query
+from jobstore.engines.postgres_pipeline import TOKEN, Bound, Connection, Query, Result, bind, run_together, to_query
 from jobstore.errors import (
     ConnectionLost,
     ConstraintFailed,
@@ -412,6 +412,16 @@ def _first_word(sql: str) -> str:
     space = _SPACE.match(sql)
     word = _WORD.match(sql, space.end() if space else 0)
     return word.group().upper() if word else ""
+
+
+def statements(script: str) -> list[str]:
+    """Return the statements of a script without texts, quoted names and comments, so that a look at words will do.
+
+    Example:
+        >>> statements("SELECT ';' /* one; */ ; COMMIT")
+        ['SELECT', 'COMMIT']
+    """
+    return [" ".join(part.split()) for part in TOKEN.sub(" ", script).split(";")]
 
 
 def translate(error: psycopg.Error) -> DatabaseError:

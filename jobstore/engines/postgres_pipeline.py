@@ -26,10 +26,12 @@ from jobstore.sql import Row, Value
 MAX_PREPARED = 100
 """Statements that one connection keeps prepared; beyond, it forgets all of them and begins anew."""
 
-_TOKEN = re.compile(
-    r"""'(?:[^']|'')*' | "(?:[^"]|"")*" | --[^\n]* | /\*.*?\*/ | \$(\w*)\$.*?\$\1\$ | :: | :([A-Za-z_]\w*)""",
+TOKEN = re.compile(
+    r"""\b[eE]'(?:[^'\\]|''|\\.)*' | '(?:[^']|'')*' | "(?:[^"]|"")*" | --[^\n]* | /\*.*?\*/ | \$(\w*)\$.*?\$\1\$ |
+    :: | :([A-Za-z_]\w*)""",
     re.DOTALL | re.VERBOSE,
 )
+"""What in a statement is no place for a parameter, or is one."""
 _numbers = itertools.count()
 
 
@@ -55,7 +57,7 @@ def to_query(sql: str) -> Query:
         name = token.group(2)
         return token.group() if name is None else f"${numbers.setdefault(name, len(numbers) + 1)}"
 
-    text = _TOKEN.sub(placeholder, sql)
+    text = TOKEN.sub(placeholder, sql)
     return Query(text, tuple(numbers))
 
 

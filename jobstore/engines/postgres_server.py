@@ -27,8 +27,22 @@ RETRY_SECONDS = 0.05
 RETRY_SLOWEST = 1.0
 STATEMENT_TIMEOUT = 60.0
 """Seconds after which the server gives up a statement of ours; none of them takes long."""
+SILENCE = 30
+"""Seconds after which a network that says nothing counts as lost; systems would wait for hours."""
+IDLE_TIMEOUT = 60.0
+"""Seconds after which the server ends a session that says nothing in mid-transaction: its host has vanished, and
+others wait for the rows that it has locked."""
 TRUSTED_SKEW = 250
 """Milliseconds. A smaller offset is what networks and schedulers make of a clock that is right."""
+
+_DEFAULTS: dict[str, str | int | None] = {
+    "application_name": "jobstore",
+    "connect_timeout": CONNECT_TIMEOUT,
+    "keepalives_idle": SILENCE // 2,
+    "keepalives_interval": SILENCE // 6,
+    "keepalives_count": 3,
+    "tcp_user_timeout": SILENCE * 1000,
+}
 
 
 # Nothing but `run_together` prepares statements.
@@ -100,27 +114,33 @@ class Server:
             raise
         return connection
 
-    async def connect_patiently(self, seconds: float) -> tuple[Connection, Facts]:
-        """Connect, however often the server has to be asked: it may be starting again.
+    async def connect_patiently(self, until: float) -> tuple[Connection, Facts]:
+        """Connect, however often the server has to be asked: it may be starting again. It is asked once at least.
+
+        Args:
+            until: When to give up, as `time.monotonic` has it.
 
         Raises:
-            ConnectionLost: It could not be reached for so many seconds.
+            ConnectionLost: It could not be reached.
         """
-        end, pause = time.monotonic() + seconds, RETRY_SECONDS
+        started, pause = time.monotonic(), RETRY_SECONDS
         while True:
             try:
                 return await self.connect()
             except DatabaseError as error:
-                if time.monotonic() + pause > end:
-                    raise ConnectionLost(f"{self.name} could not be reached for {seconds:.0f} s: {error}") from error
+                now = time.monotonic()
+                if now + pause > until:
+                    raise ConnectionLost(f"{self.name} could not be reached: {error}", now - started) from error
             await asyncio.sleep(pause * random.uniform(0.5, 1.5))  # noqa: S311 - jitter, not a secret
             pause = min(2 * pause, RETRY_SLOWEST)
 
-    def pool(self, size: int, timeout: float) -> psycopg_pool.AsyncConnectionPool[Connection]:
+    def pool(self, size: int, timeout: float, *, pooled: bool) -> psycopg_pool.AsyncConnectionPool[Connection]:
         """Return a pool of up to `size` connections, still closed; a caller waits for one `timeout` seconds at most."""
 
         async def prepare(connection: Connection) -> None:
             configure(connection)
+            if not pooled:  # a pooler would give the session, and what is set in it, to others
+                await connection.execute(f"SET statement_timeout = {round(STATEMENT_TIMEOUT * 1000)}")
 
         return psycopg_pool.AsyncConnectionPool(
             self._conninfo,
@@ -129,6 +149,7 @@ class Server:
             min_size=0,
             max_size=size,
             timeout=timeout,
+            reconnect_timeout=timeout,  # its pauses double: minutes after a long absence, if it did not begin anew
             configure=prepare,
             open=False,
             name="jobstore",
@@ -182,6 +203,7 @@ def settings(*, durability: str, lock_timeout: float, lock: int) -> str:
     return (
         f"SELECT set_config('lock_timeout', '{round(lock_timeout * 1000)}', true), "
         f"set_config('statement_timeout', '{round(STATEMENT_TIMEOUT * 1000)}', true), "
+        f"set_config('idle_in_transaction_session_timeout', '{round(IDLE_TIMEOUT * 1000)}', true), "
         f"set_config('synchronous_commit', '{commit}', true), pg_advisory_xact_lock({lock})"
     )
 
@@ -194,8 +216,7 @@ def _read(url: str, name: str) -> str:
         parameters = None
     if parameters is None:
         raise InvalidArgument("url", f"is no PostgreSQL URL: {_complaint(name)}")
-    defaults: dict[str, str | int | None] = {"application_name": "jobstore", "connect_timeout": CONNECT_TIMEOUT}
-    return make_conninfo("", **{**defaults, **parameters})
+    return make_conninfo("", **{**_DEFAULTS, **parameters})
 
 
 def _complaint(name: str) -> str:

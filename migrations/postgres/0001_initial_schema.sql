@@ -154,10 +154,15 @@ $$;
 CREATE TRIGGER background_jobs_check BEFORE INSERT OR UPDATE ON background_jobs
 FOR EACH ROW EXECUTE FUNCTION background_jobs_check();
 
--- In the database, so that rows inserted by a user's own SQL are claimed too.
+-- In the database, so that rows inserted by a user's own SQL are claimed too; also by one whose search_path leads
+-- elsewhere, as that of pg_dump does. EXECUTE alone would take 26 µs for each row rather than 3, a function's own
+-- search_path 4 (measured), and its "$user" would be someone else.
 CREATE FUNCTION background_jobs_note_lane() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
-    IF NOT EXISTS (SELECT 1 FROM lanes WHERE task_type = NEW.task_type AND api_type = NEW.api_type) THEN
+    IF current_schema() IS DISTINCT FROM TG_TABLE_SCHEMA THEN
+        EXECUTE format('INSERT INTO %I.lanes (task_type, api_type) VALUES ($1, $2) ON CONFLICT DO NOTHING',
+            TG_TABLE_SCHEMA) USING NEW.task_type, NEW.api_type;
+    ELSIF NOT EXISTS (SELECT 1 FROM lanes WHERE task_type = NEW.task_type AND api_type = NEW.api_type) THEN
         INSERT INTO lanes (task_type, api_type) VALUES (NEW.task_type, NEW.api_type) ON CONFLICT DO NOTHING;
     END IF;
     RETURN NULL;
