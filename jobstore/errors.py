@@ -137,7 +137,15 @@ class PoolTimeout(DatabaseError):
 
 
 class ConnectionLost(DatabaseError):
-    """The connection ended before the outcome of a write was known: it may or may not have happened."""
+    """The connection ended before the outcome of a write was known: it may or may not have happened.
+
+    Attributes:
+        waited: How long the server was sought in vain, in seconds; 0 if it was found.
+    """
+
+    def __init__(self, message: str, waited: float = 0.0) -> None:
+        self.waited = waited
+        super().__init__(message)
 
 
 class StatementFailed(DatabaseError):

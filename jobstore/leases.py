@@ -55,6 +55,7 @@ class LeaseKeeper:
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._changed: asyncio.Event | None = None
+        self._planned = 0.0  # seconds: the next beat is no further away
         self._closed = False
         self._watcher: asyncio.Task[None] | None = None
         self._something = asyncio.Event()  # there are leases to keep, in the store's own event loop
@@ -76,8 +77,10 @@ class LeaseKeeper:
                 self._thread = threading.Thread(target=self._run, name="jobstore-leases", daemon=True)
                 self._thread.start()
                 self._watcher = kept.loop.create_task(self._watch())
+            comes_in_time = self._planned <= lease / BEATS_PER_LEASE
         self._something.set()
-        self._poke()
+        if not comes_in_time:  # else the thread sleeps on: to wake it for each claim cost more than the claim
+            self._poke()
 
     def forget(self, claim: Claim) -> None:
         """Renew a claim's lease no more."""
@@ -161,7 +164,8 @@ class LeaseKeeper:
     def _interval(self) -> float:
         with self._lock:
             shortest = min((kept.lease for kept in self._kept.values()), default=BEATS_PER_LEASE)
-        return shortest / BEATS_PER_LEASE
+            self._planned = shortest / BEATS_PER_LEASE
+            return self._planned
 
     async def _beat(self) -> None:
         with self._lock:

@@ -36,6 +36,8 @@ class Dialect(NamedTuple):
     """The clause of a SELECT that locks its rows and passes over those that others have locked."""
     lateral: bool
     """Whether a subquery in FROM may refer to what stands before it."""
+    writes_in_with: bool
+    """Whether WITH may hold statements that write, so that several make one round trip."""
     holds_nul: bool
     """Whether a text column can hold NUL characters."""
 

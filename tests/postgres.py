@@ -32,6 +32,8 @@ class OwnServer:
         self._server = server
         self.url: str = server.get_uri()
         self.data = Path(server.pgdata)
+        self.programs = Path(server.bin_path)
+        """The folder of pg_dump and psql of the server's own version."""
 
     def crash_and_restart(self) -> None:
         """End it without any tidying up, as a power cut would, and start it again; it recovers from its log."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Protocol, TypeVar
@@ -36,7 +37,7 @@ class Request:
     """One caller's operation that may write, on its way through a batch.
 
     The engine sets `value` or `error` while it drives the batch; they count once the batch is durable. Or it sets
-    `deferred`, and settles the request by itself.
+    `deferred`, and settles the request by itself. `since` is when its caller began to wait, as `time.monotonic` has it.
 
     Args:
         make_operation: Makes a fresh operation; called again if a batch has to be driven again.
@@ -48,7 +49,8 @@ class Request:
     """
 
     __slots__ = (
-        "abandoned", "args", "deferred", "error", "finishing", "future", "make_operation", "size", "value", "wakes",
+        "abandoned", "args", "deferred", "error", "finishing", "future", "make_operation", "since", "size", "value",
+        "wakes",
     )  # fmt: skip
 
     def __init__(
@@ -71,6 +73,7 @@ class Request:
         self.value: Any = None
         self.error: BaseException | None = None
         self.deferred = False
+        self.since = time.monotonic()
 
     @property
     def guarded(self) -> bool:
@@ -127,6 +130,11 @@ class WakeStats(BaseModel):
     """Batches of this process that may have made work."""
     foreign: int
     """Times that another process's commits were noticed."""
+
+
+def wake_stats(changes: Signal, work: Signal, foreign: int) -> WakeStats:
+    """Return the figures of an engine's signals, `foreign` of which came from elsewhere."""
+    return WakeStats(waiting=changes.waiting + work.waiting, own=work.count - foreign, foreign=foreign)
 
 
 class StoreStats(BaseModel):

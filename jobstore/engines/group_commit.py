@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import deque
 from collections.abc import Callable
 from typing import Any, Generic, Protocol, TypeVar
 
 from jobstore.engines.base import Request, WriterStats, is_unsettled
-from jobstore.errors import StoreClosed
+from jobstore.errors import ConnectionLost, DatabaseBusy, DatabaseError, StoreClosed
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +44,8 @@ class GroupCommit(Generic[C]):
         commit: Drives a batch and commits it; its future tells how many of the requests were driven, from the
             first on. If it fails, its error is every caller's.
         committed: Called after a batch is durable, before its callers are answered.
+        patience: Seconds that a caller waits for a database that is out of reach. A batch is as patient as its last
+            caller; when it gives up, so do those behind it who have waited as long, each in a batch of its own or not.
         joins: Whether a request may share a batch with others; one that may not is a batch of its own.
     """
 
@@ -50,10 +53,12 @@ class GroupCommit(Generic[C]):
         self,
         commit: Callable[[list[Request]], asyncio.Future[C]],
         committed: Callable[[C, list[Request]], None],
+        patience: float,
         joins: Callable[[Request], bool] = lambda _: True,
     ) -> None:
         self._commit = commit
         self._committed = committed
+        self._patience = patience
         self._joins = joins
         self._deferred = 0
         self._finishing: deque[Request] = deque()
@@ -183,7 +188,19 @@ class GroupCommit(Generic[C]):
                 self._deferred += 1
             else:
                 _answer(request, error or request.error)
+        if isinstance(error, ConnectionLost | DatabaseBusy) and error.waited:
+            self._give_up_impatient(error)
         self._schedule()
+
+    def _give_up_impatient(self, error: DatabaseError) -> None:
+        """Fail those who have waited long enough, or each batch would wait for the database anew."""
+        latest = time.monotonic() - self._patience
+        for queue in (self._finishing, self._ordinary):
+            while queue and queue[0].since <= latest:
+                request = queue.popleft()
+                if not request.finishing:
+                    self._gate.leave(request.size)
+                _answer(request, error)
 
     def _put_back(self, requests: list[Request]) -> None:
         """Return what the batch had no time for to the front, in order."""

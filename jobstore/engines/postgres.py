@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator, Coroutine
 from typing import Any, Literal, TypeVar
 
@@ -11,21 +12,26 @@ import psycopg
 import psycopg_pool
 from uuid_utils import uuid7
 
+from jobstore.aio import finish
 from jobstore.clock import Clock, system_clock
 from jobstore.engines import postgres_driver as driver
-from jobstore.engines.base import PoolStats, Request, Snapshot, StoreStats, WakeStats
+from jobstore.engines.base import PoolStats, Request, Snapshot, StoreStats, wake_stats
 from jobstore.engines.group_commit import GroupCommit
-from jobstore.engines.postgres_driver import Connection, TransactionFailed, translate
+from jobstore.engines.postgres_driver import TransactionFailed, translate
 from jobstore.engines.postgres_listener import Listener
+from jobstore.engines.postgres_pipeline import Bound, Connection
 from jobstore.engines.postgres_server import Server
-from jobstore.engines.postgres_writer import BATCH_LOCK_TIMEOUT, PATIENCE, RowLocked, Writer
+from jobstore.engines.postgres_writer import BATCH_LOCK_TIMEOUT, RowLocked, Writer
 from jobstore.engines.signal import Signal
-from jobstore.errors import DatabaseBusy, DatabaseError, PoolTimeout, SchemaMismatch, StoreClosed
+from jobstore.errors import ConnectionLost, DatabaseBusy, DatabaseError, PoolTimeout, SchemaMismatch, StoreClosed
 from jobstore.sql import MakeOperation, Operation, fetch_one
 
 T = TypeVar("T")
 Durability = Literal["full", "normal"]
 
+PATIENCE = 30.0
+"""Seconds for which a caller waits for a lost server or a locked row, and a transaction is tried again that lost
+against others."""
 POOL_TIMEOUT = 30.0
 ASIDE = 4
 """Connections that wait for rows which others have locked, so that the shared one need not."""
@@ -80,13 +86,14 @@ class PostgresEngine:
         self._listener = Listener(
             self._server, str(uuid7()), self.changes.notify, self._heard_of_work, lambda: self.read(_next_transaction)
         )
+        self._patience = PATIENCE
         self._writer = self._new_writer(BATCH_LOCK_TIMEOUT)
-        self._queue = GroupCommit(self._commit, self._committed, lambda request: request.guarded)
+        self._queue = GroupCommit(self._commit, self._committed, PATIENCE, lambda request: request.guarded)
         self._readers: psycopg_pool.AsyncConnectionPool[Connection] | None = None
         self._aside = asyncio.Semaphore(ASIDE)
         self._tasks: set[asyncio.Task[Any]] = set()
         self._beating: dict[asyncio.AbstractEventLoop, Writer] = {}
-        self._foreign = self._waiting = self._timeouts = self._reads = 0
+        self._foreign = self._timeouts = self._reads = self._reading = 0
 
     def clock(self) -> int:
         """Return the present time in milliseconds, as the server's clock has it unless a test turns it by hand."""
@@ -102,17 +109,17 @@ class PostgresEngine:
         await self._writer.open()
         try:
             connection, _ = await self._server.connect()
-            async with connection:
+            try:  # its own `async with` would not close it for a cancelled caller
                 await self._find_channel(connection)
                 await driver.read(connection, check(self.clock()))
+            finally:
+                await connection.close()
             await self._writer.forget_gone()
-            self._readers = await self._open_pool()
+            self._readers = self._server.pool(self._pool_size, POOL_TIMEOUT, pooled=self._writer.facts.pooled)
+            await self._readers.open()
             await self._listener.start(self._channel, pooled=self._writer.facts.pooled)
         except BaseException as error:
-            await self._listener.close()
-            if self._readers is not None:
-                await self._readers.close()
-            await self._writer.close()
+            await finish(self._release())
             reason = error.error if isinstance(error, TransactionFailed) else error
             if isinstance(reason, psycopg.Error):
                 raise translate(reason) from None
@@ -121,6 +128,9 @@ class PostgresEngine:
     async def close(self) -> None:
         """Finish what was accepted, then release everything. Closing twice is fine."""
         await self._queue.close()
+        await self._release()
+
+    async def _release(self) -> None:
         await self._listener.close()
         self.changes.notify()  # whoever waits finds the store closed
         self.work.notify()
@@ -191,45 +201,46 @@ class PostgresEngine:
         try:
             async with self._readers.connection() as connection:
                 self._reads += 1
-                yield connection
+                self._reading += 1
+                try:
+                    yield connection
+                finally:
+                    self._reading -= 1
         except psycopg_pool.PoolTimeout:
-            self._timeouts += 1
-            raise PoolTimeout(self._pool_size, POOL_TIMEOUT) from None
+            raise self._no_reader() from None
         except psycopg_pool.PoolClosed:
             raise StoreClosed("the store is closed: open it again before using it") from None
 
-    async def wait(self, signal: Signal, since: int, timeout: float | None) -> int:
+    def _no_reader(self) -> PoolTimeout | ConnectionLost:
+        self._timeouts += 1
+        if self._reading:
+            return PoolTimeout(self._pool_size, POOL_TIMEOUT)
+        return ConnectionLost(f"{self._server.name} could not be reached for {POOL_TIMEOUT} s", POOL_TIMEOUT)
+
+    def wait(self, signal: Signal, since: int, timeout: float | None) -> Coroutine[Any, Any, int]:
         """Wait until a signal's count differs from `since` or `timeout` seconds pass; return its count."""
-        self._waiting += 1
-        try:
-            async with asyncio.timeout(timeout):
-                return await signal.wait(since)
-        except TimeoutError:
-            return signal.count
-        finally:
-            self._waiting -= 1
+        return signal.wait(since, timeout)
 
     def stats(self) -> StoreStats:
         """Return the figures of now."""
         pool = {} if self._readers is None else self._readers.get_stats()
-        open_now, idle = pool.get("pool_size", 0), pool.get("pool_available", 0)
         return StoreStats(
             writer=self._queue.stats(),
             pool=PoolStats(
                 size=self._pool_size,
-                open=open_now,
-                in_use=open_now - idle,
+                open=self._reading + pool.get("pool_available", 0),  # its own figure counts those it still seeks
+                in_use=self._reading,
                 waiting=pool.get("requests_waiting", 0),
                 timeouts=self._timeouts,
                 reads=self._reads,
             ),
-            wake=WakeStats(waiting=self._waiting, own=self.work.count - self._foreign, foreign=self._foreign),
+            wake=wake_stats(self.changes, self.work, self._foreign),
         )
 
     def _new_writer(self, lock_timeout: float) -> Writer:
-        return Writer(self._server, self.clock, self._durability, lock_timeout, self._notice)
+        return Writer(self._server, self.clock, self._durability, lock_timeout, self._patience, self._notice)
 
-    def _notice(self, wakes: bool) -> str:  # noqa: FBT001 - called by the writer
+    def _notice(self, wakes: bool) -> Bound:  # noqa: FBT001 - called by the writer
         return self._listener.notice(self._channel, wakes=wakes)
 
     async def _find_channel(self, connection: Connection) -> None:
@@ -246,11 +257,6 @@ class PostgresEngine:
                 "first in its search_path: run the migrations for it, or name the other alone"
             )
         self._channel = f"jobstore:{row['schema']}"
-
-    async def _open_pool(self) -> psycopg_pool.AsyncConnectionPool[Connection]:
-        pool = self._server.pool(self._pool_size, POOL_TIMEOUT, pooled=self._writer.facts.pooled)
-        await pool.open()
-        return pool
 
     def _commit(self, batch: list[Request]) -> asyncio.Future[Committed]:
         loop = asyncio.get_running_loop()
@@ -287,18 +293,27 @@ class PostgresEngine:
 
     async def _commit_aside(self, request: Request) -> None:
         """Wait for rows that someone else has locked on another connection, so that nobody waits behind it."""
-        writer = self._new_writer(PATIENCE)
         try:
             async with self._aside:
-                if await writer.commit_alone(request):
-                    self._notify(wakes=request.wakes)
+                await self._commit_patiently(request)
         except RowLocked:
-            request.error = DatabaseBusy(PATIENCE)
+            request.error = DatabaseBusy(time.monotonic() - request.since)
         except DatabaseError as error:
             request.error = error
+        except BaseException:
+            request.error = StoreClosed("the event loop ended before the outcome was known")
+            raise
+        finally:
+            self._queue.settle(request)  # after which the store may be closed
+
+    async def _commit_patiently(self, request: Request) -> None:
+        left = request.since + self._patience - time.monotonic()  # it may have waited for its turn
+        writer = self._new_writer(max(left, BATCH_LOCK_TIMEOUT))
+        try:
+            if await writer.commit_alone(request):
+                self._notify(wakes=request.wakes)
         finally:
             await writer.close()
-            self._queue.settle(request)  # after which the store may be closed
 
     def _heard_of_work(self) -> None:
         self._foreign += 1

@@ -5,19 +5,20 @@ from __future__ import annotations
 import contextlib
 import itertools
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import lru_cache, partial
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, Literal, TypeVar
 
 import psycopg
-from psycopg import AsyncConnection, errors
+from psycopg import AsyncConnection, AsyncRawCursor, errors
 from psycopg.abc import AdaptContext
 from psycopg.rows import DictRow, dict_row
 from psycopg.types.numeric import Int8Dumper
 from psycopg.types.string import TextLoader
 
 from jobstore.engines.base import Request
+from jobstore.engines.postgres_pipeline import TOKEN, Bound, Connection, Query, Result, bind, run_together, to_query
 from jobstore.errors import (
     ConnectionLost,
     ConstraintFailed,
@@ -31,15 +32,16 @@ from jobstore.errors import (
     ReadOnlyDatabase,
     StatementFailed,
 )
-from jobstore.sql import Dialect, Operation, Statement
+from jobstore.sql import Dialect, Operation, Row, Statement
 
 T = TypeVar("T")
 
-Connection = AsyncConnection[DictRow]
+Cursor = AsyncRawCursor[DictRow]
 
 DIALECT = Dialect(
     lock_rows="FOR UPDATE SKIP LOCKED",
     lateral=True,
+    writes_in_with=True,
     holds_nul=False,
 )
 
@@ -50,15 +52,11 @@ READ_COMMITTED = "BEGIN ISOLATION LEVEL READ COMMITTED"
 SNAPSHOT = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
 
 _REFUSED = frozenset(
-    "ABORT BEGIN CALL COMMIT COPY DISCARD END LISTEN NOTIFY PREPARE RELEASE RESET ROLLBACK SAVEPOINT SET START "  # noqa: SIM905 - reads as SQL
-    "UNLISTEN VACUUM".split()
+    "ABORT BEGIN CALL COMMIT COPY DEALLOCATE DISCARD END LISTEN NOTIFY PREPARE RELEASE RESET ROLLBACK SAVEPOINT "  # noqa: SIM905 - reads as SQL
+    "SET START UNLISTEN VACUUM".split()
 )
 _READING = ("SELECT", "SHOW", "VALUES", "EXPLAIN")
-_TOKEN = re.compile(
-    r"""'(?:[^']|'')*' | "(?:[^"]|"")*" | --[^\n]* | /\*.*?\*/ | \$(\w*)\$.*?\$\1\$ | :: | :([A-Za-z_]\w*) | %""",
-    re.DOTALL | re.VERBOSE,
-)
-_rollbacks = itertools.count()
+_WRITING = re.compile(r"\b(?:INSERT|UPDATE|DELETE|MERGE)\b", re.IGNORECASE)
 _SPACE = re.compile(r"(?:[\s;]|--[^\n]*(?:\n|$)|/\*.*?(?:\*/|$))*", re.DOTALL)
 _WORD = re.compile(r"[A-Za-z]*")
 
@@ -82,6 +80,8 @@ class _Drive:
     request: Request
     operation: Operation[Any]
     statement: Statement
+    results: list[Result] = field(default_factory=list)
+    """Of that statement."""
     changed: bool = False
 
 
@@ -105,7 +105,9 @@ async def pipeline(connection: Connection) -> AsyncIterator[None]:
         raise failure
 
 
-async def drive_in_turns(connection: Connection, requests: Sequence[Request], now: int, prelude: Sequence[str]) -> bool:
+async def drive_in_turns(
+    connection: Connection, requests: Sequence[Request], now: int, prelude: Sequence[Bound]
+) -> bool:
     """Drive operations through a pipeline, the first statement of each in one round trip, then the second of each.
 
     The transaction is left open; each request has its value or its error.
@@ -125,21 +127,22 @@ async def drive_in_turns(connection: Connection, requests: Sequence[Request], no
     """
     running = [drive for request in requests if (drive := _begin(request, now)) is not None]
     changed = False
-    first = list(prelude)
+    first = prelude
     while running or first:
         try:
-            async with pipeline(connection):
-                for sql in first:
-                    await connection.execute(sql, prepare=False)
-                cursors = [await _send(connection.execute, drive.statement) for drive in running]
-            results = [await _result(drive, sent) for drive, sent in zip(running, cursors, strict=True)]
+            sent = [_bound(drive.statement) for drive in running]
+            results = await run_together(connection, [*first, *itertools.chain.from_iterable(sent)])
         except psycopg.Error as error:
             raise TransactionFailed(error) from None
-        except (InvalidArgument, StatementFailed) as error:  # alone, it is told what it did wrong
-            raise MustBeAlone from error
+        except (InvalidArgument, StatementFailed, ValueError, OverflowError) as error:
+            raise MustBeAlone from error  # alone, it is told what it did wrong
+        answers = iter(results[len(first) :])
+        for drive, statements in zip(running, sent, strict=True):
+            drive.results = list(itertools.islice(answers, len(statements)))
+            drive.changed |= _wrote(drive.statement, drive.results)
         changed |= any(drive.changed for drive in running)
-        running = [drive for drive, result in zip(running, results, strict=True) if _go_on(drive, result)]
-        first = []
+        running = [drive for drive in running if _go_on(drive)]
+        first = ()
     return changed
 
 
@@ -178,7 +181,7 @@ async def read(connection: Connection, operation: Operation[T]) -> T:
         TransactionFailed: The connection is lost.
     """
     try:
-        await connection.execute(SNAPSHOT, prepare=False)
+        await connection.execute(SNAPSHOT)
         value, _ = await drive_alone(connection, operation)
     except psycopg.Error as error:
         raise TransactionFailed(error) from None
@@ -226,7 +229,7 @@ async def _drive_statements(connection: AsyncConnection[Any], operation: Operati
         while True:
             try:
                 async with connection.transaction():  # a savepoint
-                    result = await _fetched(statement.fetch, await _send_for(connection, statement))
+                    result = _fetched(statement.fetch, await _results(await _send(connection, statement)))
             except psycopg.Error as error:
                 statement = operation.throw(translate(error))
             except (InvalidArgument, StatementFailed) as error:
@@ -238,23 +241,12 @@ async def _drive_statements(connection: AsyncConnection[Any], operation: Operati
         return value
 
 
-async def _send_for(connection: AsyncConnection[Any], statement: Statement) -> Sent:
-    async def execute(query: str, parameters: Mapping[str, Any]) -> psycopg.AsyncCursor[DictRow]:
-        cursor = connection.cursor(row_factory=dict_row)
-        configure(cursor)
-        return await cursor.execute(query, parameters)
-
-    return await _send(execute, statement)
-
-
 async def roll_back(connection: Connection) -> None:
     """End the open transaction, if there is one. A connection that cannot even do that is closed."""
     if connection.closed or connection.info.transaction_status == psycopg.pq.TransactionStatus.IDLE:
         return
     try:
-        # psycopg forgets what it has prepared, part of which the failure may have swallowed, on a ROLLBACK of a text
-        # that it sees for the first time.
-        await connection.execute(f"ROLLBACK /* {next(_rollbacks)} */", prepare=False)
+        await connection.execute("ROLLBACK")
     except psycopg.Error:
         await connection.close()
 
@@ -264,7 +256,7 @@ def _begin(request: Request, now: int) -> _Drive | None:
     request.value = request.error = None
     try:
         operation = request.make_operation(now, *request.args)
-        return _Drive(request, operation, next(operation))
+        return _Drive(request, operation, _told_dialect(operation, next(operation)))
     except StopIteration as stop:
         request.value = stop.value
     except BaseException as error:  # noqa: BLE001 - whatever it is, it is this caller's alone
@@ -272,14 +264,22 @@ def _begin(request: Request, now: int) -> _Drive | None:
     return None
 
 
-def _go_on(drive: _Drive, result: object) -> bool:
+def _told_dialect(operation: Operation[Any], statement: Statement) -> Statement:
+    """Answer what no server need be asked, and return the first statement that one must."""
+    while getattr(statement, "fetch", None) == "dialect":  # it may be no statement at all
+        statement = operation.send(DIALECT)
+    return statement
+
+
+def _go_on(drive: _Drive) -> bool:
     """Give an operation the result of its statement; return whether it wants another.
 
     Raises:
         MustBeAlone: It failed, and has changed rows.
     """
     try:
-        drive.statement = drive.operation.send(result)
+        statement = drive.operation.send(_fetched(drive.statement.fetch, drive.results))
+        drive.statement = _told_dialect(drive.operation, statement)
     except StopIteration as stop:
         drive.request.value = stop.value
         return False
@@ -291,72 +291,93 @@ def _go_on(drive: _Drive, result: object) -> bool:
     return True
 
 
-Sent = list[psycopg.AsyncCursor[DictRow]]
-Execute = Callable[[str, Mapping[str, Any]], Awaitable[psycopg.AsyncCursor[DictRow]]]
-
-
-async def _send(execute: Execute, statement: Statement) -> Sent:
-    """Send a statement, without waiting for its result if the connection is in a pipeline."""
+def _bound(statement: Statement) -> list[Bound]:
+    """Return a statement as it is to be sent, once for each set of its parameters."""
     if not isinstance(statement, Statement):
         raise InvalidArgument("make_operation", "must yield statements: write `yield from execute(…)` and the like")
-    sql, parameters, fetch = statement
-    if fetch == "dialect":
+    if statement.fetch == "dialect":
         return []
-    query = to_psycopg(sql)
+    query, parameters = permitted(statement.sql), statement.parameters
     rows = parameters if isinstance(parameters, list) else [parameters]
+    return [_checked(query, row) for row in rows]
+
+
+def _checked(query: Query, parameters: Mapping[str, Any]) -> Bound:
+    """Refuse what psycopg could bind but no other engine."""
     try:
-        return [await execute(query, _checked(row)) for row in rows]
+        bound = bind(query, parameters)
+    except KeyError as missing:
+        raise StatementFailed(f"the parameter {missing.args[0]} has no value") from None
+    for name, value in zip(query.names, bound.values, strict=True):
+        if value is not None and not isinstance(value, str | int | float | bytes):
+            raise StatementFailed(f"the parameter {name} cannot be stored: {type(value).__name__}")
+    return bound
+
+
+async def _send(connection: AsyncConnection[Any], statement: Statement) -> list[Cursor]:
+    """Send a statement through psycopg, without waiting for its result if the connection is in a pipeline of its."""
+    sent = []
+    try:
+        for bound in _bound(statement):
+            cursor = AsyncRawCursor(connection, row_factory=dict_row)
+            configure(cursor)
+            sent.append(await cursor.execute(bound.query.text, bound.values))
     except (ValueError, OverflowError) as error:
         reason = type(error).__name__
+    else:
+        return sent
     # Out here, because that error quotes the value.
     raise StatementFailed(f"a parameter cannot be stored: {reason}")
 
 
-def _checked(parameters: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Refuse what psycopg could bind but no other engine."""
-    for name, value in parameters.items():
-        if value is not None and not isinstance(value, str | int | float | bytes):
-            raise StatementFailed(f"the parameter {name} cannot be stored: {type(value).__name__}")
-    return parameters
+async def _results(sent: Sequence[Cursor]) -> list[Result]:
+    return [Result(await _rows(cursor), cursor.rowcount, cursor.statusmessage or "") for cursor in sent]
 
 
-async def _result(drive: _Drive, sent: Sent) -> Any:  # noqa: ANN401 - depends on `fetch`
-    drive.changed |= any(map(_wrote, sent))
-    return await _fetched(drive.statement.fetch, sent)
+async def _rows(cursor: Cursor) -> list[Row]:
+    has_rows = cursor.pgresult is not None and cursor.pgresult.nfields > 0  # `description` would describe each column
+    return [*await cursor.fetchall()] if has_rows else []
 
 
-async def _fetched(fetch: Literal["one", "all", "count", "many", "dialect"], sent: Sent) -> Any:  # noqa: ANN401
+def _fetched(fetch: Literal["one", "all", "count", "many", "dialect"], results: Sequence[Result]) -> Any:  # noqa: ANN401
     if fetch == "dialect":
         return DIALECT
     if fetch in {"count", "many"}:
-        return sum(cursor.rowcount for cursor in sent)
-    [cursor] = sent
-    has_rows = cursor.pgresult is not None and cursor.pgresult.nfields > 0  # `description` would describe each column
-    rows = await cursor.fetchall() if has_rows else []
+        return sum(result.rowcount for result in results)
+    [result] = results
     if fetch == "one":
-        return rows[0] if rows else None
-    return rows
+        return result.rows[0] if result.rows else None
+    return result.rows
 
 
-def _wrote(cursor: psycopg.AsyncCursor[DictRow]) -> bool:
-    command = cursor.statusmessage or ""
-    return cursor.rowcount != 0 and not command.startswith(_READING)
+def _wrote(statement: Statement, results: Sequence[Result]) -> bool:
+    """Whether a statement changed rows; what the functions that it calls may have changed is not seen."""
+    if results and results[0].command.startswith(_READING):
+        return _writes_within(statement.sql)
+    return any(result.rowcount != 0 for result in results)
+
+
+@lru_cache(maxsize=2048)
+def _writes_within(sql: str) -> bool:
+    """Whether a query has parts that write, of which the server tells no number."""
+    return _first_word(sql) == "WITH" and _WRITING.search(sql) is not None
 
 
 async def _in_savepoint(connection: Connection, statement: Statement) -> tuple[Any, bool]:
     """Run a statement in one round trip; if it fails, the transaction is as it was before."""
     try:
         async with pipeline(connection):
-            await connection.execute("SAVEPOINT operation", prepare=False)
-            sent = await _send(partial(connection.execute, prepare=False), statement)
-            await connection.execute("RELEASE operation", prepare=False)
-        return await _fetched(statement.fetch, sent), any(map(_wrote, sent))
+            await connection.execute("SAVEPOINT operation")
+            sent = await _send(connection, statement)
+            await connection.execute("RELEASE operation")
+        results = await _results(sent)
+        return _fetched(statement.fetch, results), _wrote(statement, results)
     except psycopg.Error as error:
         if not _ends_transaction(connection, error):
-            await connection.execute("ROLLBACK TO operation", prepare=False)
+            await connection.execute("ROLLBACK TO operation")
         raise
     except (InvalidArgument, StatementFailed):
-        await connection.execute("ROLLBACK TO operation", prepare=False)
+        await connection.execute("ROLLBACK TO operation")
         raise
 
 
@@ -375,20 +396,16 @@ def is_locked(error: psycopg.Error) -> bool:
 
 
 @lru_cache(maxsize=2048)
-def to_psycopg(sql: str) -> str:
-    """Return a statement with psycopg's placeholders in place of `:name`.
+def permitted(sql: str) -> Query:
+    """Return an operation's statement as PostgreSQL takes it.
 
     Raises:
         InvalidArgument: It would end or change the transaction that the operation shares with others.
-
-    Example:
-        >>> to_psycopg("SELECT a % :b, ':c'::text")
-        "SELECT a %% %(b)s, ':c'::text"
     """
     word = _first_word(sql)
     if word in _REFUSED:
         raise InvalidArgument("sql", f"{word} is the store's own business: use a connection of your own for it")
-    return _TOKEN.sub(_placeholder, sql)
+    return to_query(sql)
 
 
 def _first_word(sql: str) -> str:
@@ -397,9 +414,14 @@ def _first_word(sql: str) -> str:
     return word.group().upper() if word else ""
 
 
-def _placeholder(token: re.Match[str]) -> str:
-    name = token.group(2)
-    return f"%({name})s" if name is not None else token.group().replace("%", "%%")
+def statements(script: str) -> list[str]:
+    """Return the statements of a script without texts, quoted names and comments, so that a look at words will do.
+
+    Example:
+        >>> statements("SELECT ';' /* one; */ ; COMMIT")
+        ['SELECT', 'COMMIT']
+    """
+    return [" ".join(part.split()) for part in TOKEN.sub(" ", script).split(";")]
 
 
 def translate(error: psycopg.Error) -> DatabaseError:

@@ -10,7 +10,8 @@ from collections.abc import Awaitable, Callable
 import psycopg
 from psycopg import sql
 
-from jobstore.engines.postgres_driver import Connection, translate
+from jobstore.engines.postgres_driver import translate
+from jobstore.engines.postgres_pipeline import Bound, Connection, bind, to_query
 from jobstore.engines.postgres_server import Server
 from jobstore.errors import DatabaseError, JobStoreError
 
@@ -21,6 +22,8 @@ POLL_LISTENING = 5.0
 POLL_POOLED = 0.25
 """Seconds between looks behind a pooler, through which no notification comes."""
 RETRY_SECONDS = 1.0
+
+_NOTIFY = to_query("SELECT pg_notify(:channel, :payload)")
 
 
 class Listener:
@@ -72,10 +75,9 @@ class Listener:
         if self._connection is not None:
             await self._connection.close()
 
-    def notice(self, channel: str, *, wakes: bool) -> str:
+    def notice(self, channel: str, *, wakes: bool) -> Bound:
         """Return the statement that tells the other processes of a commit; the server sends equal ones once."""
-        payload = f"{self._sender}:{'work' if wakes else 'change'}"
-        return sql.SQL("SELECT pg_notify({}, {})").format(channel, payload).as_string(None)
+        return bind(_NOTIFY, {"channel": channel, "payload": f"{self._sender}:{'work' if wakes else 'change'}"})
 
     async def _poll(self, seconds: float, seen: str) -> None:
         while True:

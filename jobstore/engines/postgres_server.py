@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import psycopg
 import psycopg_pool
@@ -13,7 +13,8 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.rows import RowFactory, dict_row
 
 from jobstore.clock import Clock
-from jobstore.engines.postgres_driver import Connection, configure, translate
+from jobstore.engines.postgres_driver import configure, translate
+from jobstore.engines.postgres_pipeline import Connection
 from jobstore.errors import ConnectionLost, DatabaseError, DatabaseNotFound, InvalidArgument, SchemaMismatch
 
 R = TypeVar("R")
@@ -26,8 +27,26 @@ RETRY_SECONDS = 0.05
 RETRY_SLOWEST = 1.0
 STATEMENT_TIMEOUT = 60.0
 """Seconds after which the server gives up a statement of ours; none of them takes long."""
+SILENCE = 30
+"""Seconds after which a network that says nothing counts as lost; systems would wait for hours."""
+IDLE_TIMEOUT = 60.0
+"""Seconds after which the server ends a session that says nothing in mid-transaction: its host has vanished, and
+others wait for the rows that it has locked."""
 TRUSTED_SKEW = 250
 """Milliseconds. A smaller offset is what networks and schedulers make of a clock that is right."""
+
+_DEFAULTS: dict[str, str | int | None] = {
+    "application_name": "jobstore",
+    "connect_timeout": CONNECT_TIMEOUT,
+    "keepalives_idle": SILENCE // 2,
+    "keepalives_interval": SILENCE // 6,
+    "keepalives_count": 3,
+    "tcp_user_timeout": SILENCE * 1000,
+}
+
+
+# Nothing but `run_together` prepares statements.
+_OPTIONS: dict[str, Any] = {"autocommit": True, "row_factory": dict_row, "prepare_threshold": None}
 
 
 class Facts(NamedTuple):
@@ -69,8 +88,7 @@ class Server:
         try:
             configure(connection)
             facts = await self._look(connection)
-            if facts.pooled:
-                connection.prepare_threshold = None  # the next transaction's session would not know it
+            connection.prepares = not facts.pooled
         except psycopg.Error as error:
             await connection.close()
             raise translate(error) from error.__cause__
@@ -96,19 +114,23 @@ class Server:
             raise
         return connection
 
-    async def connect_patiently(self, seconds: float) -> tuple[Connection, Facts]:
-        """Connect, however often the server has to be asked: it may be starting again.
+    async def connect_patiently(self, until: float) -> tuple[Connection, Facts]:
+        """Connect, however often the server has to be asked: it may be starting again. It is asked once at least.
+
+        Args:
+            until: When to give up, as `time.monotonic` has it.
 
         Raises:
-            ConnectionLost: It could not be reached for so many seconds.
+            ConnectionLost: It could not be reached.
         """
-        end, pause = time.monotonic() + seconds, RETRY_SECONDS
+        started, pause = time.monotonic(), RETRY_SECONDS
         while True:
             try:
                 return await self.connect()
             except DatabaseError as error:
-                if time.monotonic() + pause > end:
-                    raise ConnectionLost(f"{self.name} could not be reached for {seconds:.0f} s: {error}") from error
+                now = time.monotonic()
+                if now + pause > until:
+                    raise ConnectionLost(f"{self.name} could not be reached: {error}", now - started) from error
             await asyncio.sleep(pause * random.uniform(0.5, 1.5))  # noqa: S311 - jitter, not a secret
             pause = min(2 * pause, RETRY_SLOWEST)
 
@@ -117,16 +139,17 @@ class Server:
 
         async def prepare(connection: Connection) -> None:
             configure(connection)
-            if pooled:
-                connection.prepare_threshold = None
+            if not pooled:  # a pooler would give the session, and what is set in it, to others
+                await connection.execute(f"SET statement_timeout = {round(STATEMENT_TIMEOUT * 1000)}")
 
         return psycopg_pool.AsyncConnectionPool(
             self._conninfo,
             connection_class=Connection,
-            kwargs={"autocommit": True, "row_factory": dict_row},
+            kwargs=_OPTIONS,
             min_size=0,
             max_size=size,
             timeout=timeout,
+            reconnect_timeout=timeout,  # its pauses double: minutes after a long absence, if it did not begin anew
             configure=prepare,
             open=False,
             name="jobstore",
@@ -134,7 +157,7 @@ class Server:
 
     async def _reach(self) -> Connection | DatabaseNotFound:
         try:
-            return await Connection.connect(self._conninfo, autocommit=True, row_factory=dict_row)
+            return await Connection.connect(self._conninfo, **_OPTIONS)
         except psycopg.Error as error:
             return self._unreachable(error)
 
@@ -180,6 +203,7 @@ def settings(*, durability: str, lock_timeout: float, lock: int) -> str:
     return (
         f"SELECT set_config('lock_timeout', '{round(lock_timeout * 1000)}', true), "
         f"set_config('statement_timeout', '{round(STATEMENT_TIMEOUT * 1000)}', true), "
+        f"set_config('idle_in_transaction_session_timeout', '{round(IDLE_TIMEOUT * 1000)}', true), "
         f"set_config('synchronous_commit', '{commit}', true), pg_advisory_xact_lock({lock})"
     )
 
@@ -192,8 +216,7 @@ def _read(url: str, name: str) -> str:
         parameters = None
     if parameters is None:
         raise InvalidArgument("url", f"is no PostgreSQL URL: {_complaint(name)}")
-    defaults: dict[str, str | int | None] = {"application_name": "jobstore", "connect_timeout": CONNECT_TIMEOUT}
-    return make_conninfo("", **{**defaults, **parameters})
+    return make_conninfo("", **{**_DEFAULTS, **parameters})
 
 
 def _complaint(name: str) -> str:

@@ -15,23 +15,31 @@ from uuid_utils import uuid7
 from jobstore.clock import Clock
 from jobstore.engines import postgres_driver as driver
 from jobstore.engines.base import Request
-from jobstore.engines.postgres_driver import Connection, MustBeAlone, TransactionFailed, roll_back, translate
+from jobstore.engines.postgres_driver import MustBeAlone, TransactionFailed, roll_back, translate
+from jobstore.engines.postgres_pipeline import Bound, Connection, Query, bind, run_together, to_query
 from jobstore.engines.postgres_server import Facts, Server, settings
 from jobstore.errors import ConnectionLost, DatabaseBusy, DatabaseCorrupt, DiskFailed, ReadOnlyDatabase
 
-PATIENCE = 30.0
-"""Seconds for which a lost server is sought, and a transaction tried again that lost against others."""
 BATCH_LOCK_TIMEOUT = 0.1
 """Seconds that a transaction on the shared connection waits for a row that someone else has locked."""
 RETRY_SECONDS = 0.002
+LOOK_SECONDS = 0.05
 MAX_LOST = 5
 """Connections that one transaction may lose: more would be its own doing."""
 FORGET_AFTER = 7 * 24 * 3600 * 1000
 """Milliseconds after which the mark of a writer that has gone is removed."""
 
-_MARK = """
-    INSERT INTO store_writers (writer_id, batch, seen_at) VALUES (%(writer_id)s, %(batch)s, %(now)s)
+_MARK = to_query("""
+    INSERT INTO store_writers (writer_id, batch, seen_at) VALUES (:writer_id, :batch, :now)
     ON CONFLICT (writer_id) DO UPDATE SET batch = excluded.batch, seen_at = excluded.seen_at
+""")
+_BEGIN = Bound(Query(driver.READ_COMMITTED, planned=False), [])
+_COMMIT = Bound(Query("COMMIT", planned=False), [])
+_OTHER_HOLDERS = """
+    FROM pg_locks LEFT JOIN pg_stat_activity USING (pid)
+    WHERE locktype = 'advisory' AND granted AND pid <> pg_backend_pid()
+    AND (classid::bigint << 32) + objid::bigint = %(lock)s AND objsubid = 1
+    AND pg_locks.database = (SELECT oid FROM pg_database WHERE datname = current_database())
 """
 
 
@@ -44,24 +52,35 @@ class Writer:
 
     Each transaction that changes anything also changes the writer's own row in `store_writers`. When the answer to a
     COMMIT is lost, that row tells whether it happened. Each transaction holds the writer's own advisory lock from its
-    beginning, which is taken before the row is read: so a server that is still at it is waited for.
+    beginning, which shows whether the server is still at one whose connection was lost: it is waited for, or ended if
+    it waits for us.
 
     Args:
         server: Where to connect.
         clock: The present time in milliseconds, passed to each operation as it is driven.
         durability: As of the store.
         lock_timeout: Seconds to wait for a locked row.
+        patience: Seconds for which a caller waits for a lost server, and a transaction that lost against others is
+            tried again.
         notice: The statement that tells other processes of a commit, by whether it may have made work.
     """
 
     def __init__(
-        self, server: Server, clock: Clock, durability: str, lock_timeout: float, notice: Callable[[bool], str]
+        self,
+        server: Server,
+        clock: Clock,
+        durability: str,
+        lock_timeout: float,
+        patience: float,
+        notice: Callable[[bool], Bound],
     ) -> None:
         self.facts = Facts(pooled=False, offset=0)
         self._server = server
         self._clock = clock
         self._lock = random.getrandbits(63)
         self._settings = settings(durability=durability, lock_timeout=lock_timeout, lock=self._lock)
+        self._prelude = [_BEGIN, bind(to_query(self._settings), {})]
+        self._patience = patience
         self._notice = notice
         self._connection: Connection | None = None
         self._id = str(uuid7())
@@ -77,9 +96,13 @@ class Writer:
 
     async def forget_gone(self) -> None:
         """Remove the marks of writers that have gone without a word."""
-        connection = await self._connected()
+        connection = await self._connected(time.monotonic() + self._patience)
         before = self._clock() - FORGET_AFTER
-        await connection.execute("DELETE FROM store_writers WHERE seen_at < %(before)s", {"before": before})
+        await connection.execute(
+            "DELETE FROM store_writers WHERE writer_id IN"
+            " (SELECT writer_id FROM store_writers WHERE seen_at < %(before)s FOR UPDATE SKIP LOCKED)",
+            {"before": before},
+        )
 
     async def close(self) -> None:
         """Disconnect."""
@@ -100,13 +123,14 @@ class Writer:
         Raises:
             DatabaseError: The server failed as a whole: nothing was written.
         """
+        until = max(request.since for request in requests) + self._patience
 
         async def drive(connection: Connection) -> bool:
             now = self._clock()
-            return await driver.drive_in_turns(connection, requests, now, [driver.READ_COMMITTED, self._settings])
+            return await driver.drive_in_turns(connection, requests, now, self._prelude)
 
         try:
-            return await self._commit(drive, wakes=any(request.wakes for request in requests))
+            return await self._commit(drive, until, wakes=any(request.wakes for request in requests))
         except TransactionFailed as failure:
             meaning = translate(failure.error)
             if isinstance(meaning, DiskFailed | DatabaseCorrupt | ReadOnlyDatabase):
@@ -117,11 +141,18 @@ class Writer:
 
     async def _commit_one_by_one(self, requests: Sequence[Request]) -> bool:
         changed = False
+        away: ConnectionLost | None = None
         for request in requests:
+            if away is not None:
+                request.error = away  # or each would wait for the server anew
+                continue
             try:
                 changed |= await self.commit_alone(request)
             except RowLocked:
                 request.deferred = True
+            except ConnectionLost as error:
+                request.error = error
+                away = error if error.waited else None
         return changed
 
     async def commit_alone(self, request: Request) -> bool:
@@ -129,6 +160,7 @@ class Writer:
 
         Raises:
             RowLocked: A row that it wants is locked by someone else.
+            ConnectionLost: The server could not be reached again, or not for long enough.
         """
         request.value = request.error = None
         begin = driver.READ_COMMITTED if request.guarded else driver.SERIALIZABLE
@@ -137,8 +169,8 @@ class Writer:
             now = self._clock()
             try:
                 async with driver.pipeline(connection):
-                    await connection.execute(begin, prepare=False)
-                    await connection.execute(self._settings, prepare=False)
+                    await connection.execute(begin)
+                    await connection.execute(self._settings)
             except psycopg.Error as error:  # such as a lock that the lost connection's session still holds
                 raise TransactionFailed(error) from None
             request.value, changed = await driver.drive_alone(connection, request.make_operation(now, *request.args))
@@ -147,35 +179,39 @@ class Writer:
         started = time.monotonic()
         while True:
             try:
-                return await self._commit(drive, wakes=request.wakes)
+                return await self._commit(drive, request.since + self._patience, wakes=request.wakes)
             except TransactionFailed as failure:
                 waited = time.monotonic() - started
                 if driver.is_locked(failure.error):
                     raise RowLocked from None
-                if not driver.is_passing(failure.error) or waited >= PATIENCE:
+                if not driver.is_passing(failure.error) or waited >= self._patience:
                     request.error = _final(failure.error, waited)
                     return False
+            except (ConnectionLost, asyncio.CancelledError):
+                raise
             except BaseException as error:  # noqa: BLE001 - whatever it is, it is this caller's alone
                 request.error = RuntimeError("the operation raised it") if isinstance(error, StopIteration) else error
                 return False
             await asyncio.sleep(RETRY_SECONDS * random.uniform(0.5, 1.5))  # noqa: S311 - jitter, not a secret
 
-    async def _commit(self, drive: Callable[[Connection], Awaitable[bool]], *, wakes: bool) -> bool:
-        """Begin, drive and commit a transaction; return whether it changed rows.
+    async def _commit(self, drive: Callable[[Connection], Awaitable[bool]], until: float, *, wakes: bool) -> bool:
+        """Begin, drive and commit a transaction; return whether it changed rows. A lost server is sought `until` then.
 
         Raises:
             TransactionFailed: It was undone.
             ConnectionLost: The server could not be reached again.
         """
         for _ in range(MAX_LOST):
-            connection = await self._connected()
+            connection = await self._connected(until)
             self._batch += 1
             try:
                 changed = await drive(connection)
             except BaseException as error:
                 await roll_back(connection)
-                if connection.closed and not isinstance(error, asyncio.CancelledError):  # nothing of it was committed
-                    continue
+                if isinstance(error, asyncio.CancelledError):
+                    raise
+                if connection.closed or await self._was_in_its_own_way(connection, error):
+                    continue  # nothing of it was committed
                 raise
             if await self._end(connection, changed=changed, wakes=wakes):
                 return changed
@@ -184,16 +220,28 @@ class Writer:
     async def _end(self, connection: Connection, *, changed: bool, wakes: bool) -> bool:
         """Commit; return whether it happened."""
         try:
-            async with driver.pipeline(connection):
-                if changed:
-                    await connection.execute(_MARK, self._mark())
-                    await connection.execute(self._notice(wakes))
-                await connection.execute("COMMIT", prepare=False)
+            marks = [bind(_MARK, self._mark()), self._notice(wakes)] if changed else []
+            await run_together(connection, [*marks, _COMMIT])
         except psycopg.Error as error:
             await roll_back(connection)  # which shows whether it still lives: a server that ends it says so first
             if connection.closed:
                 return changed and await self._has_committed()
             raise TransactionFailed(error) from None
+        except BaseException:  # it is not known how much of it the server was sent
+            await connection.close()
+            raise
+        return True
+
+    async def _was_in_its_own_way(self, connection: Connection, error: BaseException) -> bool:
+        """Whether a transaction failed for a lost one that has begun since; if so, that one is over now."""
+        if not isinstance(error, TransactionFailed) or not driver.is_locked(error.error):
+            return False
+        try:
+            if not await self._is_held(connection):
+                return False
+            await self._end_lost(connection)
+        except psycopg.Error:
+            await connection.close()
         return True
 
     async def _has_committed(self) -> bool:
@@ -202,29 +250,70 @@ class Writer:
         Raises:
             ConnectionLost: The server could not be reached again, so nobody can tell.
         """
-        while True:
-            connection = await self._connected()
+        for _ in range(MAX_LOST):
+            connection = await self._connected(time.monotonic() + self._patience)
             try:
                 return await self._read_mark(connection) >= self._batch
-            except psycopg.Error as error:
-                await roll_back(connection)
-                if not connection.closed:
-                    raise ConnectionLost("whether it was written is not known: look before you do it again") from error
+            except psycopg.Error:
+                await connection.close()
+        raise ConnectionLost("whether it was written is not known: look before you do it again")
 
     async def _read_mark(self, connection: Connection) -> int:
-        """Return the last transaction of this writer that was committed, once none of it is under way any more."""
-        async with connection.transaction():
-            await connection.execute(f"SELECT pg_advisory_xact_lock({self._lock})")
-            cursor = await connection.execute(
-                "SELECT batch FROM store_writers WHERE writer_id = %(id)s", {"id": self._id}
-            )
-            row = await cursor.fetchone()
+        """Return the last transaction of this writer that was committed."""
+        cursor = await connection.execute("SELECT batch FROM store_writers WHERE writer_id = %(id)s", {"id": self._id})
+        row = await cursor.fetchone()
         return 0 if row is None else row["batch"]
 
-    async def _connected(self) -> Connection:
-        if self._connection is None or self._connection.closed:
-            self._connection, self.facts = await self._server.connect_patiently(PATIENCE)
+    async def _connected(self, until: float) -> Connection:
+        """Return a connection that lives. Nothing is under way any more on one that was lost.
+
+        Raises:
+            ConnectionLost: The server could not be reached `until` then, or is still at what was under way.
+        """
+        while self._connection is None or self._connection.closed:
+            connection, self.facts = await self._server.connect_patiently(until)
+            try:
+                if self._connection is not None:
+                    await self._end_lost(connection)
+                self._connection = connection
+            except psycopg.Error as error:
+                await connection.close()
+                if time.monotonic() > until:
+                    raise ConnectionLost(f"{self._server.name} ends every connection") from translate(error)
+                await asyncio.sleep(LOOK_SECONDS)
+            except BaseException:
+                await connection.close()
+                raise
         return self._connection
+
+    async def _end_lost(self, connection: Connection) -> None:
+        """Wait until the lost connection's transaction is over; end its session if that waits for its client.
+
+        A network may lose a client without the server's hearing of it, for hours. Behind a pooler, the session that
+        is ended is the pooler's, which gives it to nobody else as long as our transaction holds it.
+
+        Raises:
+            ConnectionLost: It went on for too long.
+        """
+        end = time.monotonic() + self._patience
+        while await self._is_held(connection):
+            if time.monotonic() > end:
+                raise ConnectionLost(
+                    f"{self._server.name} is still at what was under way when the connection was lost, and whether "
+                    "that will be written is not known: look before you do it again",
+                    self._patience,
+                )
+            with contextlib.suppress(psycopg.errors.InsufficientPrivilege):  # then only waiting helps
+                await connection.execute(
+                    f"SELECT pg_terminate_backend(pid) {_OTHER_HOLDERS} AND wait_event_type = 'Client'",
+                    {"lock": self._lock},
+                )
+            await asyncio.sleep(LOOK_SECONDS)
+
+    async def _is_held(self, connection: Connection) -> bool:
+        """Whether another session holds the writer's lock: the one that was lost."""
+        cursor = await connection.execute(f"SELECT 1 {_OTHER_HOLDERS}", {"lock": self._lock})
+        return bool(await cursor.fetchall())
 
     def _mark(self) -> dict[str, Any]:
         return {"writer_id": self._id, "batch": self._batch, "now": self._clock()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 
 
 class Signal:
@@ -10,6 +11,8 @@ class Signal:
 
     def __init__(self) -> None:
         self.count = 0
+        self.waiting = 0
+        """How many wait now."""
         self._waiters: set[asyncio.Future[None]] = set()
 
     def notify(self) -> None:
@@ -20,8 +23,18 @@ class Signal:
             if not waiter.done():
                 waiter.set_result(None)
 
-    async def wait(self, since: int) -> int:
-        """Return the count as soon as it differs from `since`."""
+    async def wait(self, since: int, timeout: float | None = None) -> int:
+        """Return the count as soon as it differs from `since`, or `timeout` seconds have passed."""
+        self.waiting += 1
+        try:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(timeout):
+                    await self._differs(since)
+        finally:
+            self.waiting -= 1
+        return self.count
+
+    async def _differs(self, since: int) -> None:
         while self.count == since:
             waiter = asyncio.get_running_loop().create_future()
             self._waiters.add(waiter)
@@ -29,4 +42,3 @@ class Signal:
                 await waiter
             finally:
                 self._waiters.discard(waiter)
-        return self.count

@@ -20,7 +20,7 @@ from filelock import FileLock, Timeout
 from jobstore.aio import in_thread
 from jobstore.clock import Clock
 from jobstore.engines import sqlite_driver as driver
-from jobstore.engines.base import Request, Snapshot, StoreStats, WakeStats
+from jobstore.engines.base import Request, Snapshot, StoreStats, wake_stats
 from jobstore.engines.group_commit import GroupCommit
 from jobstore.engines.signal import Signal
 from jobstore.engines.sqlite_doorbell import Doorbell
@@ -70,8 +70,8 @@ class SQLiteEngine:
         self._transactions = driver.Transactions(clock, BUSY_DEADLINE)
         self._checkpoint = _Checkpoint(path)
         self._doorbell = Doorbell(path, self._heard)
-        self._queue = GroupCommit(self._commit, self._committed)
-        self._foreign = self._waiting = 0
+        self._queue = GroupCommit(self._commit, self._committed, BUSY_DEADLINE)
+        self._foreign = 0
         self._poller: asyncio.Task[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -146,23 +146,16 @@ class SQLiteEngine:
 
     async def wait(self, signal: Signal, since: int, timeout: float | None) -> int:
         """Wait until a signal's count differs from `since` or `timeout` seconds pass; return its count."""
-        self._waiting += 1
         if self._poller is None or self._poller.done():
             self._poller = asyncio.get_running_loop().create_task(self._poll())
-        try:
-            async with asyncio.timeout(timeout):
-                return await signal.wait(since)
-        except TimeoutError:
-            return signal.count
-        finally:
-            self._waiting -= 1
+        return await signal.wait(since, timeout)
 
     def stats(self) -> StoreStats:
         """Return the figures of now."""
         return StoreStats(
             writer=self._queue.stats(),
             pool=self._readers.stats(),
-            wake=WakeStats(waiting=self._waiting, own=self.work.count - self._foreign, foreign=self._foreign),
+            wake=wake_stats(self.changes, self.work, self._foreign),
         )
 
     def _commit(self, batch: list[Request]) -> asyncio.Future[driver.Committed]:
@@ -204,7 +197,7 @@ class SQLiteEngine:
 
     async def _look_while_someone_waits(self, fastest: float, slowest: float) -> None:
         interval = fastest
-        while self._waiting:
+        while self.changes.waiting or self.work.waiting:
             await asyncio.sleep(interval)
             try:
                 changed = await self._writer.submit(self._transactions.saw_foreign_commit)

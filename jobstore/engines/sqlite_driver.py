@@ -32,6 +32,7 @@ T = TypeVar("T")
 DIALECT = Dialect(
     lock_rows="",  # one writer at a time: there is nobody to pass over
     lateral=False,
+    writes_in_with=False,
     holds_nul=True,
 )
 

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import psycopg
+from psycopg import sql
 from psycopg.rows import tuple_row
 
 from jobstore.clock import Clock, from_milliseconds, system_clock
-from jobstore.engines.postgres_driver import translate
+from jobstore.engines.postgres_driver import statements, translate
 from jobstore.engines.postgres_server import Server
-from jobstore.errors import SchemaMismatch
+from jobstore.errors import DatabaseBusy, InvalidArgument, SchemaMismatch
 from jobstore.migrate.steps import POSTGRES_STEPS, Result, Status, Step, check_applied, load_steps, pending_steps
 from jobstore.models import AppliedMigration
 
 LOCK = 0x6A6F6273  # "jobs"
 """The advisory lock that one migrator of a schema holds at a time, beside a number made of the schema's name."""
+BUSY_DEADLINE = 60.0
+"""Seconds: another migrator may be at a long step, another program at what a step changes; all others wait behind."""
 
 _RECORDS = """
     CREATE TABLE IF NOT EXISTS migrations (
@@ -26,6 +31,12 @@ _RECORDS = """
         applied_at BIGINT NOT NULL
     )
 """
+
+_TRANSACTION = re.compile(
+    r"(BEGIN|START|COMMIT|END|ABORT|PREPARE TRANSACTION|ROLLBACK(?! (WORK |TRANSACTION )?TO\b))\b", re.IGNORECASE
+)
+_BODY = re.compile(r"\bBEGIN ATOMIC\b", re.IGNORECASE)
+"""Begins a function's body in SQL, whose END is no statement."""
 
 Connection = psycopg.Connection[tuple[object, ...]]
 
@@ -99,22 +110,79 @@ class PostgresMigrator:
 
     def _is_pending(self, connection: Connection, step: Step) -> bool:
         """Wait for other migrators, and ask again: one may have been here meanwhile."""
-        connection.execute("SELECT pg_advisory_xact_lock(%s, hashtext(current_schema()))", (LOCK,))
+        connection.execute("SELECT set_config('lock_timeout', %s, true)", (f"{BUSY_DEADLINE}s",))
+        try:
+            connection.execute("SELECT pg_advisory_xact_lock(%s, hashtext(current_schema()))", (LOCK,))
+        except psycopg.errors.LockNotAvailable:
+            raise DatabaseBusy(BUSY_DEADLINE) from None
         applied = _read_applied(connection)
         check_applied(self._steps, applied)
         return step in pending_steps(self._steps, applied)
 
     def _apply(self, connection: Connection, step: Step) -> None:
         connection.execute(_RECORDS)
+        transaction = _transaction(connection)
+        try:
+            with _without_transactions(connection):
+                step.apply(connection, lambda script: _in_one_statement(connection, script))
+            is_same = _transaction(connection) == transaction
+        except Exception as error:  # noqa: BLE001 - of any kind: the step is undone
+            reason = _reason(error)
+            raise SchemaMismatch(f"step {step.name} failed and was undone: {reason}", (step.name,)) from None
+        if not is_same:
+            raise SchemaMismatch(
+                f"step {step.name} ended its transaction: what it did before remains; undo that and mend the step",
+                (step.name,),
+            )
+        connection.execute("RESET search_path")  # which the step may have changed
         connection.execute(
             "INSERT INTO migrations (name, checksum, applied_at) VALUES (%s, %s, %s)",
             (step.name, step.checksum, self._clock()),
         )
-        try:
-            step.apply(connection, lambda script: _in_one_statement(connection, script))
-        except Exception as error:  # noqa: BLE001 - of any kind: the step is undone
-            reason = _reason(error)
-            raise SchemaMismatch(f"step {step.name} failed and was undone: {reason}", (step.name,)) from None
+
+
+class _StepCursor(psycopg.Cursor[Any]):
+    """Refuses statements that would begin or end the step's transaction."""
+
+    def execute(self, query: Any, *args: Any, **options: Any) -> _StepCursor:  # noqa: ANN401 - as psycopg's
+        self._refuse_transactions(query)
+        return super().execute(query, *args, **options)
+
+    def executemany(self, query: Any, *args: Any, **options: Any) -> None:  # noqa: ANN401
+        self._refuse_transactions(query)
+        super().executemany(query, *args, **options)
+
+    def stream(self, query: Any, *args: Any, **options: Any) -> Iterator[Any]:  # noqa: ANN401
+        self._refuse_transactions(query)
+        return super().stream(query, *args, **options)
+
+    def _refuse_transactions(self, query: str | bytes | sql.Composable) -> None:
+        text = query.as_string(self) if isinstance(query, sql.Composable) else query
+        _refuse_transactions(text.decode() if isinstance(text, bytes) else text)
+
+
+@contextlib.contextmanager
+def _without_transactions(connection: Connection) -> Iterator[None]:
+    usual, connection.cursor_factory = connection.cursor_factory, _StepCursor
+    try:
+        yield
+    finally:
+        connection.cursor_factory = usual
+
+
+def _refuse_transactions(script: str) -> None:
+    has_body = any(map(_BODY.search, parts := statements(script)))
+    for statement in parts:
+        found = _TRANSACTION.match(statement)
+        if found and not (has_body and found.group().upper() == "END"):
+            raise InvalidArgument(
+                "sql", f"{found.group()} would begin or end the step's transaction, which is the runner's business"
+            )
+
+
+def _transaction(connection: Connection) -> object:
+    [(number,)] = connection.execute("SELECT pg_current_xact_id()::text").fetchall()
+    return number
 
 
 def _in_one_statement(connection: Connection, script: str) -> list[str]:

@@ -151,6 +151,11 @@ def _apply(connection: sqlite3.Connection, step: Step) -> None:
             step.apply(connection, split_statements)
     except Exception as error:
         raise _failure(step, error) from error
+    if not connection.in_transaction:  # such as after an INSERT OR ROLLBACK, whose error the step has hidden
+        raise SchemaMismatch(
+            f"step {step.name} ended its transaction: what it did after remains; undo that and mend the step",
+            (step.name,),
+        )
     if made := _count_orphans(connection) - orphans:
         child, parent = next(iter(made))
         raise SchemaMismatch(
@@ -206,6 +211,6 @@ def _failure(step: Step, error: Exception) -> DatabaseError:
         meaning = translate(error)
         if not isinstance(meaning, StatementFailed):
             return meaning
-        if error.sqlite_errorname == "SQLITE_AUTH":
+        if getattr(error, "sqlite_errorname", None) == "SQLITE_AUTH":
             reason = "it would begin or end a transaction or attach a database, which is the runner's business"
     return SchemaMismatch(f"step {step.name} failed and was undone: {reason}", (step.name,))

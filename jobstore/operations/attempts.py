@@ -14,7 +14,7 @@ from jobstore.errors import LeaseLost, OutputError
 from jobstore.lifecycle import AttemptOutcome, JobStatus
 from jobstore.models import Attempt, Claim, Job, Text, Usage, dump_json, load_metadata
 from jobstore.operations.jobs import COLUMNS, LIGHT_COLUMNS, check_age
-from jobstore.sql import Operation, Row, Value, execute, fetch_all, fetch_one, guarded, guarded_if
+from jobstore.sql import Operation, Row, Value, dialect, execute, fetch_all, fetch_one, guarded, guarded_if
 
 ATTEMPT_COLUMNS = ", ".join(Attempt.model_fields)
 
@@ -54,60 +54,66 @@ def complete(
     }
     if usage is not None:
         parameters |= usage.model_dump()
-    held, given_up = _complete_sql(with_usage=usage is not None)
-    row = yield from fetch_one(held, **parameters)
-    late = row is None and (yield from fetch_one(given_up, **parameters)) is not None
-    if row is None and not late:
-        return (yield from _as_completed(claim))
-    yield from execute(
-        _COMPLETE_ATTEMPT if keep_output else _COMPLETE_ATTEMPT_INLINE,
-        now=now,
-        path=response.file_path,
-        size=response.size,
-        job_id=claim.job.id,
-        attempt=claim.job.attempt,
-    )
-    if row is None:  # more than a completion changes may have changed since the claim
-        return (yield from _as_completed(claim))
-    return claim.job.completed(now, row, response)
+    facts = yield from dialect()
+    sql = _complete_sql(with_usage=usage is not None, keep_output=keep_output)
+    if facts.writes_in_with:
+        row = yield from fetch_one(sql.both, **parameters)
+    else:
+        row = yield from fetch_one(sql.held, **parameters)
+        if row is not None:
+            yield from execute(sql.attempt, **parameters)
+    if row is not None:
+        return claim.job.completed(now, row, response)
+    if (yield from fetch_one(sql.given_up, **parameters)) is not None:
+        yield from execute(sql.attempt, **parameters)
+    # More than a completion changes may have changed since the claim.
+    return (yield from _as_completed(claim))
+
+
+class _Completion(NamedTuple):
+    """The texts of a completion. They return only what may have changed since the claim.
+
+    Reading whole rows back cost a third of a completion.
+    """
+
+    held: str
+    """For a lease that is held."""
+    given_up: str
+    """For one that was given up."""
+    attempt: str
+    """The attempt's own part."""
+    both: str
+    """The first and the last in one."""
 
 
 @cache
-def _complete_sql(*, with_usage: bool) -> tuple[str, str]:
-    """Return the texts for a lease that is held and for one that was given up.
-
-    They return only what may have changed since the claim: reading whole rows back cost a third of a completion.
-    """
-    guards = (
-        HELD,
-        """id = :job_id AND attempt = :attempt AND status IN ('idle', 'scheduled', 'failed') AND EXISTS (
-            SELECT 1 FROM job_attempts WHERE job_id = :job_id AND attempt = :attempt AND outcome = 'lost')""",
-    )
-    held, given_up = (
-        f"""
+def _complete_sql(*, with_usage: bool, keep_output: bool) -> _Completion:
+    update = f"""
         UPDATE background_jobs SET
             status = 'completed', finished_at = :now, updated_at = :now, error_type = NULL, error_message = NULL,
             {f"{_SET_USAGE}, " if with_usage else ""} metadata = COALESCE(:metadata, metadata),
             response = :response, output_file_path = :output_file_path, output_bytes = :output_bytes,
             output_sha256 = :output_sha256
-        WHERE {guard}
-        RETURNING status_message, cancel_requested_at, cleared, metadata, {_USAGE}
-        """
-        for guard in guards
-    )
-    return held, given_up
+    """
+    held = f"{update} WHERE {HELD} RETURNING {_COMPLETED}"
+    given_up = f"""
+        {update}
+        WHERE id = :job_id AND attempt = :attempt AND status IN ('idle', 'scheduled', 'failed') AND EXISTS (
+            SELECT 1 FROM job_attempts WHERE job_id = :job_id AND attempt = :attempt AND outcome = 'lost')
+        RETURNING {_COMPLETED}
+    """
+    output = _KEPT_OUTPUT if keep_output else "output_bytes = :output_bytes, output_file_path = :output_file_path"
+    end = f"UPDATE job_attempts SET finished_at = :now, outcome = 'completed', {output}"
+    this = "job_id = :job_id AND attempt = :attempt"
+    both = f"WITH job AS ({held}) {end} FROM job WHERE {this} RETURNING job.*"
+    return _Completion(held, given_up, f"{end} WHERE {this}", both)
 
 
-_COMPLETE_ATTEMPT = """
-    UPDATE job_attempts SET finished_at = :now, outcome = 'completed',
-        output_bytes = CASE WHEN CAST(:path AS TEXT) IS NULL AND output_file_path IS NOT NULL THEN output_bytes
-                            ELSE COALESCE(:size, output_bytes) END,
-        output_file_path = COALESCE(:path, output_file_path)
-    WHERE job_id = :job_id AND attempt = :attempt
-"""
-_COMPLETE_ATTEMPT_INLINE = """
-    UPDATE job_attempts SET finished_at = :now, outcome = 'completed', output_file_path = :path, output_bytes = :size
-    WHERE job_id = :job_id AND attempt = :attempt
+_COMPLETED = f"status_message, cancel_requested_at, cleared, metadata, {_USAGE}"
+_KEPT_OUTPUT = """
+    output_bytes = CASE WHEN CAST(:output_file_path AS TEXT) IS NULL AND output_file_path IS NOT NULL
+                        THEN output_bytes ELSE COALESCE(:output_bytes, output_bytes) END,
+    output_file_path = COALESCE(:output_file_path, output_file_path)
 """
 
 

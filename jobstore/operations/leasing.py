@@ -17,6 +17,7 @@ from jobstore.sql import (
     Row,
     Value,
     dialect,
+    execute,
     execute_many,
     fetch_all,
     fetch_one,
@@ -28,10 +29,8 @@ MAX_DUE = MAX_ROWS // 4
 """How many leases a claim rescues and how many scheduled jobs it promotes, so that it stays short."""
 
 
-_INSERT_ATTEMPT = """
-    INSERT INTO job_attempts (job_id, attempt, worker_id, lease_expires_at, started_at)
-    VALUES (:job_id, :attempt, :worker_id, :lease_expires_at, :now)
-"""
+_ATTEMPT = "INSERT INTO job_attempts (job_id, attempt, worker_id, lease_expires_at, started_at)"
+_INSERT_ATTEMPT = f"{_ATTEMPT} VALUES (:job_id, :attempt, :worker_id, :lease_expires_at, :now)"
 
 
 class Claimed(NamedTuple):
@@ -64,15 +63,19 @@ def claim(
     facts = yield from dialect()
     shape = len(task_types or ()), len(api_types or ()), "=" if limit == 1 else "IN", facts
     lanes = {**numbered("task", task_types or ()), **numbered("api", api_types or ())}
+    expires = now + lease
+    attempt: dict[str, Value] = {"worker_id": worker_id, "lease_expires_at": expires, "now": now}
     more_due = False
-    rows = yield from fetch_all(_claim_sql(*shape, unless_due=True), now=now, limit=limit, **lanes)
+    rows = yield from fetch_all(_claim_sql(*shape, unless_due=True), limit=limit, **attempt, **lanes)
     if not rows:
         was_due, more_due = yield from _settle_due(now)
         if was_due:
-            rows = yield from fetch_all(_claim_sql(*shape, unless_due=False), now=now, limit=limit, **lanes)
+            rows = yield from fetch_all(_claim_sql(*shape, unless_due=False), limit=limit, **attempt, **lanes)
     rows.sort(key=_claim_order)  # RETURNING has no order
-    expires = now + lease
-    yield from _begin_attempts(now, rows, worker_id, expires)
+    if rows and not facts.writes_in_with:
+        yield from execute_many(
+            _INSERT_ATTEMPT, [{"job_id": row["id"], "attempt": row["attempt"], **attempt} for row in rows]
+        )
     return Claimed([Claim.of(Job.from_row(row), worker_id, expires) for row in rows], more_due)
 
 
@@ -87,8 +90,11 @@ def start_recorded(now: int, job_id: str, new: NewJob, prompt: Text, worker_id: 
     yield from rescue_due(now)
     begun: dict[str, Value] = {"status": "running", "attempt": 1, "attempts_used": 1, "started_at": now}
     job = yield from insert(new_row(now, job_id, new, prompt) | begun)
-    yield from _begin_attempts(now, [{"id": job_id, "attempt": 1}], worker_id, now + lease)
-    return Claim.of(job, worker_id, now + lease)
+    expires = now + lease
+    yield from execute(
+        _INSERT_ATTEMPT, job_id=job_id, attempt=1, worker_id=worker_id, lease_expires_at=expires, now=now
+    )
+    return Claim.of(job, worker_id, expires)
 
 
 @guarded
@@ -229,16 +235,9 @@ def _claim_order(row: Row) -> tuple[int, int, str]:
     return -row["priority"], row["run_at"], row["id"]
 
 
-def _begin_attempts(now: int, rows: Sequence[Row], worker_id: str, expires: int) -> Operation[None]:
-    if rows:
-        common = {"worker_id": worker_id, "lease_expires_at": expires, "now": now}
-        attempts = [{"job_id": row["id"], "attempt": row["attempt"], **common} for row in rows]
-        yield from execute_many(_INSERT_ATTEMPT, attempts)
-
-
 _NOTHING_DUE = """
     NOT EXISTS (SELECT 1 FROM job_attempts WHERE finished_at IS NULL AND lease_expires_at <= :now)
-    AND NOT EXISTS (SELECT 1 FROM background_jobs WHERE status = 'scheduled' AND run_at <= :now) AND
+    AND NOT EXISTS (SELECT 1 FROM background_jobs WHERE status = 'scheduled' AND run_at <= :now)
 """
 
 
@@ -246,41 +245,51 @@ _NOTHING_DUE = """
 def _claim_sql(
     task_types: int, api_types: int, one_or_many: Literal["=", "IN"], facts: Dialect, *, unless_due: bool
 ) -> str:
-    """Return the text of a claim: the first `:limit` of each lane's own end of the index, merged.
+    """Return the text of a claim: the first few of each lane's own end of the index, merged.
 
     So its cost depends neither on the backlog nor on what other lanes hold. `=` serves for one job, without the
     temporary tables that `IN` makes (24 µs against 32, measured).
 
+    Where it can, it begins the attempts as well: the rows chosen are locked, so no other number can come between.
+
     `unless_due` lets it claim nothing while anything is to be rescued or promoted first: cheaper than to ask before.
     """
-    conditions = [
+    conditions = [_NOTHING_DUE] if unless_due else []
+    conditions += [
         f"lane.{column} IN ({', '.join(f':{name}{index}' for index in range(count))})"
         for column, name, count in (("task_type", "task", task_types), ("api_type", "api", api_types))
         if count
     ]
+    # A number, because PostgreSQL plans a statement anew each time whose LIMIT it does not know (150 µs, measured).
+    first = "1" if one_or_many == "=" else ":limit"
     candidates = f"""
         FROM background_jobs AS candidate
         WHERE candidate.status = 'idle' AND candidate.task_type = lane.task_type
             AND candidate.api_type = lane.api_type
-        ORDER BY candidate.priority DESC, candidate.run_at, candidate.id LIMIT :limit {facts.lock_rows}
+        ORDER BY candidate.priority DESC, candidate.run_at, candidate.id LIMIT {first} {facts.lock_rows}
     """
+    columns = "SELECT candidate.id, candidate.attempt, candidate.priority, candidate.run_at"
     if facts.lateral:
-        join = f"CROSS JOIN LATERAL (SELECT candidate.id, candidate.priority, candidate.run_at {candidates}) AS job"
+        join = f"CROSS JOIN LATERAL ({columns} {candidates}) AS job"
     else:
         join = f"CROSS JOIN background_jobs AS job ON job.id {one_or_many} (SELECT candidate.id {candidates})"
     chosen = f"""
-        SELECT job.id FROM lanes AS lane {join}
+        FROM lanes AS lane {join}
         {f"WHERE {' AND '.join(conditions)}" if conditions else ""}
-        ORDER BY job.priority DESC, job.run_at, job.id LIMIT :limit
+        ORDER BY job.priority DESC, job.run_at, job.id LIMIT {first}
     """
-    once = ""
-    if one_or_many == "IN":  # else PostgreSQL might choose, and lock, anew for each row that it looks at
-        once, chosen = f"WITH chosen AS MATERIALIZED ({chosen})", "SELECT id FROM chosen"
+    ahead, ids = "", f"SELECT job.id {chosen}"
+    if facts.writes_in_with:
+        ahead = f"""
+            WITH chosen AS MATERIALIZED (SELECT job.id, job.attempt {chosen}),
+            begun AS ({_ATTEMPT} SELECT id, attempt + 1, :worker_id, :lease_expires_at, :now FROM chosen)
+        """
+        ids = "SELECT id FROM chosen"
     return f"""
-        {once} UPDATE background_jobs SET
+        {ahead} UPDATE background_jobs SET
             status = 'running', attempt = attempt + 1, attempts_used = attempts_used + 1,
             started_at = :now, updated_at = :now, status_message = NULL
-        WHERE {_NOTHING_DUE if unless_due else ""} status = 'idle' AND id {one_or_many} ({chosen})
+        WHERE status = 'idle' AND id {one_or_many} ({ids})
         RETURNING {COLUMNS}
     """
 

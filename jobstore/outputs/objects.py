@@ -48,6 +48,8 @@ RETRY_SECONDS = 20.0
 
 _MORE = re.compile(r"(.+)\.more/\d{6,}")
 _NO_ROOM = frozenset({"QuotaExceeded", "XMinioStorageFull", "InsufficientStorage", "507"})
+_NO_CONDITIONS = frozenset({"NotImplemented", "501"})
+"""How a storage says that it cannot put an object only if there is none."""
 _NO_BUCKET = frozenset({"NoSuchBucket", "ContainerNotFound"})
 
 
@@ -254,7 +256,9 @@ class ObjectOutputs(Outputs):
                 self._store.put(MARKER, owner, mode="create", use_multipart=False)
             except AlreadyExistsError:
                 pass  # another process of this store, or another store: seen below
-            except NotSupportedError:
+            except BaseError as error:
+                if not isinstance(error, NotSupportedError) and not _codes(error) & _NO_CONDITIONS:
+                    raise
                 self._store.put(MARKER, owner, use_multipart=False)
         self._marked = self.check()
 

@@ -13,17 +13,20 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
 import aiosqlite
 from uuid_utils import uuid7
 
+sys.path.insert(0, str(Path(__file__).parents[2]))  # run as a script
+
 from jobstore import JobStore
 from jobstore.clock import system_clock
 from jobstore.engines.sqlite import connect_writer
 from jobstore.migrate import Migrator
+from tests.benchmarks.workload import PROMPT, RESPONSE, rate, with_store, with_worker
 
 TRANSACTION = 64
 PLAIN = "plain sqlite3, 64 a transaction"
@@ -54,7 +57,10 @@ END_ATTEMPT = """
 
 
 LANE = {"task": "task", "api": "api"}
-PROMPT, RESPONSE = "Say hello", "Hello"
+
+
+def new_path(folder: Path) -> str:
+    return str(folder / f"{uuid7()}.db")
 
 
 def new_row() -> tuple[str | int, ...]:
@@ -161,35 +167,6 @@ async def one_await_a_statement(folder: Path, jobs: int, callers: int) -> tuple[
         return await rate(enqueue, jobs, callers), await rate(claim_and_complete, jobs, callers)
 
 
-async def with_store(folder: Path, jobs: int, callers: int) -> tuple[float, float]:
-    """Return the same for the store."""
-    async with JobStore(folder / f"{uuid7()}.db", migrate=True) as store:
-
-        async def enqueue() -> None:
-            await store.jobs.enqueue(PROMPT, task_type="task", api_type="api")
-
-        async def claim_and_complete() -> None:
-            [claim] = await store.jobs.claim("worker")
-            await store.jobs.complete(claim, RESPONSE)
-
-        return await rate(enqueue, jobs, callers), await rate(claim_and_complete, jobs, callers)
-
-
-async def rate(work: Callable[[], Awaitable[None]], count: int, callers: int) -> float:
-    """Return how often a second `work` is done by so many concurrent callers."""
-    remaining = iter(range(count))
-
-    async def call() -> None:
-        for _ in remaining:
-            await work()
-
-    started = time.perf_counter()
-    async with asyncio.TaskGroup() as tasks:
-        for _ in range(callers):
-            tasks.create_task(call())
-    return count / (time.perf_counter() - started)
-
-
 async def lone_caller(folder: Path, rounds: int) -> tuple[float, float]:
     """Return the medians of one enqueue by a lone caller and of one thread hop, in seconds."""
     async with JobStore(folder / f"{uuid7()}.db", migrate=True) as store:
@@ -219,9 +196,10 @@ def main(arguments: list[str]) -> None:
         folder = Path(name)
         contestants: dict[str, Callable[[], tuple[float, float]]] = {
             PLAIN: lambda: plain(folder, jobs),
-            "jobstore, 1 caller": lambda: asyncio.run(with_store(folder, few, 1)),
-            "jobstore, 64 callers": lambda: asyncio.run(with_store(folder, jobs, 64)),
-            "jobstore, 256 callers": lambda: asyncio.run(with_store(folder, jobs, 256)),
+            "jobstore, 1 caller": lambda: asyncio.run(with_store(new_path(folder), few, 1)),
+            "jobstore, 64 callers": lambda: asyncio.run(with_store(new_path(folder), jobs, 64)),
+            "jobstore, 256 callers": lambda: asyncio.run(with_store(new_path(folder), jobs, 256)),
+            "jobstore, 64 callers, Worker of 64": lambda: asyncio.run(with_worker(new_path(folder), jobs)),
             "aiosqlite, an await a statement, 64": lambda: asyncio.run(one_await_a_statement(folder, few, 64)),
         }
         best = dict.fromkeys(contestants, (0.0, 0.0))

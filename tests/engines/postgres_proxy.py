@@ -35,8 +35,12 @@ class Proxy:
         self._database = str(parameters["dbname"])
         self._cuts: list[tuple[bytes, When]] = []
         self._tasks: set[asyncio.Task[None]] = set()
+        self._kept: list[asyncio.StreamWriter] = []
         self.url = ""
         self.refuses = False
+        self.refused = 0
+        self.keeps_servers = False
+        """Whether the server hears nothing of a cut: its side stays open, as if the client's host had vanished."""
 
     @property
     def cuts_left(self) -> int:
@@ -58,6 +62,8 @@ class Proxy:
             for task in self._tasks:
                 task.cancel()
             await asyncio.gather(*self._tasks, return_exceptions=True)
+            for kept in self._kept:
+                kept.close()
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
@@ -65,6 +71,7 @@ class Proxy:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         if self.refuses:
+            self.refused += 1
             writer.close()
             return
         try:
@@ -86,7 +93,10 @@ class Proxy:
                 pump.cancel()
             await asyncio.gather(*pumps, return_exceptions=True)
             writer.close()
-            to_server.close()
+            if self.keeps_servers:
+                self._kept.append(to_server)
+            else:
+                to_server.close()
 
     async def _connect(self) -> Streams:
         if self._host.startswith("/"):

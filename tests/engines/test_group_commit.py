@@ -10,7 +10,9 @@ import psutil
 import pytest
 
 from jobstore import (
+    ConnectionLost,
     ConstraintFailed,
+    DatabaseBusy,
     DatabaseError,
     DiskFull,
     InvalidArgument,
@@ -24,6 +26,9 @@ from jobstore import (
     fetch_one,
 )
 from jobstore.engines import group_commit, sqlite_driver
+from jobstore.engines.base import Request
+from jobstore.engines.group_commit import GroupCommit
+from jobstore.engines.sqlite_driver import Committed
 
 OnWriter = Callable[[Callable[[sqlite3.Connection], object]], Awaitable[object]]
 
@@ -341,3 +346,24 @@ async def test_the_error_of_a_failed_statement_names_its_cause(store: JobStore) 
     with pytest.raises(DatabaseError) as caught:
         await store.execute("SELECT * FROM nowhere")
     assert isinstance(caught.value.__cause__, sqlite3.Error)
+
+
+@pytest.mark.parametrize(("patience", "driven"), [(0.0, 1), (3600.0, 5)])
+@pytest.mark.parametrize("error", [ConnectionLost("away", waited=1.0), DatabaseBusy(1.0)])
+async def test_who_has_waited_long_enough_gives_up_with_a_batch_that_found_no_database(
+    patience: float, driven: int, error: DatabaseError
+) -> None:
+    batches: list[list[Request]] = []
+
+    def commit(batch: list[Request]) -> asyncio.Future[Committed]:
+        batches.append(batch)
+        future: asyncio.Future[Committed] = asyncio.get_running_loop().create_future()
+        future.set_exception(error)
+        return future
+
+    queue = GroupCommit(commit, lambda *_: None, patience, lambda _: False)
+    works = [queue.submit(Request(fetch_one, ("SELECT 1",), finishing=number % 2 == 0)) for number in range(5)]
+    assert await asyncio.gather(*works, return_exceptions=True) == [error] * 5
+    assert len(batches) == driven
+    assert queue.stats().waiting_bytes == queue.stats().waiting_operations == 0
+    await queue.close()

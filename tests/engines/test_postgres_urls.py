@@ -28,7 +28,6 @@ from jobstore import (
 from jobstore.databases import find_database, without_secrets
 from jobstore.engines import postgres as engine_module
 from jobstore.engines import postgres_server as server_module
-from jobstore.engines import postgres_writer as writer_module
 from tests import postgres
 
 USER, PASSWORD = "worker", "s3cret/@:?#%&pw"
@@ -246,7 +245,7 @@ async def test_a_password_that_stops_being_right_is_not_told_either(
     private_database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(engine_module, "POOL_TIMEOUT", 0.5)
-    monkeypatch.setattr(writer_module, "PATIENCE", 0.5)
+    monkeypatch.setattr(engine_module, "PATIENCE", 0.5)
     url = with_user(private_database, USER, ESCAPED)
 
     def change_password(password: str) -> None:

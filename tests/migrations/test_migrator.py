@@ -118,6 +118,58 @@ def test_a_failing_step_leaves_nothing_and_those_before_it_remain(
     assert rows_of(database, "SELECT * FROM t") == []
 
 
+@pytest.mark.parametrize("ending", ["COMMIT", "END", "ROLLBACK", "BEGIN", "COMMIT /* and */; -- more"])
+def test_a_step_in_python_cannot_end_its_transaction_even_if_it_hides_the_refusal(
+    database: Path, steps: StepFolder, ending: str
+) -> None:
+    steps.add(
+        "0001_sly.py",
+        f"""
+def upgrade(c):
+    c.execute("CREATE TABLE u (x)")
+    for end in (lambda: c.execute("{ending}"), c.commit, c.rollback):
+        try:
+            end()
+        except Exception:
+            continue
+        raise AssertionError
+    raise LookupError("too late")
+""",
+    )
+    with pytest.raises(SchemaMismatch, match="0001_sly failed and was undone: too late"):
+        Migrator(database, steps.load()).run()
+    assert tables_of(database) == set()
+
+
+@pytest.mark.parametrize(
+    ("ending", "reason"),
+    [
+        ("c.execute('INSERT OR ROLLBACK INTO t VALUES (1), (1)')", "ended its transaction: what it did after remains"),
+        ("c.close()", "failed and was undone: "),
+    ],
+)
+def test_a_step_whose_transaction_is_gone_is_named_and_not_taken_for_applied(
+    database: Path, steps: StepFolder, ending: str, reason: str
+) -> None:
+    steps.add("0001_good.sql", "CREATE TABLE t (x INTEGER PRIMARY KEY);")
+    steps.add(
+        "0002_sly.py",
+        f"""
+def upgrade(c):
+    c.execute("CREATE TABLE u (x)")
+    try:
+        {ending}
+    except Exception:
+        pass
+""",
+    )
+    with pytest.raises(SchemaMismatch, match=f"0002_sly {reason}") as refusal:
+        Migrator(database, steps.load()).run()
+    assert refusal.value.steps == ("0002_sly",)
+    assert tables_of(database) == {"migrations", "t"}
+    assert [step.name for step in Migrator(database, steps.load()).status().pending] == ["0002_sly"]
+
+
 def test_a_failed_step_can_be_mended_and_applied(database: Path, steps: StepFolder) -> None:
     steps.add("0001_step.sql", "CREATE TABLE t (x);\nnonsense;")
     with pytest.raises(SchemaMismatch):

@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 import pytest
 
-from jobstore import DatabaseNotFound, JobStore, MigrationRequired, SchemaMismatch
+from jobstore import DatabaseBusy, DatabaseNotFound, JobStore, MigrationRequired, SchemaMismatch
 from jobstore.migrate import POSTGRES_STEPS, Migrator, Step, load_steps
+from jobstore.migrate import postgres as postgres_migrate
 from jobstore.migrate.postgres import LOCK, PostgresMigrator
 from tests.postgres import in_schema
 
@@ -131,6 +132,103 @@ def test_a_failing_step_leaves_nothing_and_those_before_it_remain(
     assert rows_of(fresh_database, "SELECT * FROM t") == []
 
 
+ENDS = "which is the runner's business"
+
+
+@pytest.mark.parametrize(
+    "ending",
+    [
+        "c.execute('COMMIT')",
+        "c.execute('ROLLBACK'); c.execute('CREATE TABLE v (x INT)')",
+        "c.execute('COMMIT; BEGIN')",
+        "c.execute('INSERT INTO t VALUES (1); -- ;\\n /* x */ commit and chain; SELECT 1')",
+        "c.execute(b'END')",
+        "c.execute(sql.SQL('ABORT'))",
+        "c.execute('PREPARE TRANSACTION %s', ('a',))",
+        "c.cursor().execute('START TRANSACTION')",
+        "c.cursor().executemany('COMMIT', [()])",
+        "list(c.cursor().stream('COMMIT'))",
+    ],
+)
+def test_a_step_in_python_that_would_end_its_transaction_is_named_and_leaves_nothing(
+    fresh_database: str, steps: StepFolder, ending: str
+) -> None:
+    steps.add("0001_good.sql", "CREATE TABLE t (x INTEGER);")
+    steps.add(
+        "0002_bad.py",
+        f"from psycopg import sql\ndef upgrade(c):\n    c.execute('CREATE TABLE u (x INT)')\n    {ending}\n",
+    )
+    with pytest.raises(SchemaMismatch, match=f"step 0002_bad failed and was undone: .*{ENDS}") as refusal:
+        migrator(fresh_database, steps.load()).run()
+    assert refusal.value.steps == ("0002_bad",)
+    assert tables_of(fresh_database) == {"migrations", "t"}
+    steps.add("0002_bad.py", "def upgrade(c):\n    c.execute('CREATE TABLE u (x INT)')\n")
+    assert migrator(fresh_database, steps.load()).run().applied == ["0002_bad"]
+
+
+def test_a_step_that_ends_its_transaction_unseen_is_not_taken_for_applied(
+    fresh_database: str, steps: StepFolder
+) -> None:
+    steps.add(
+        "0001_sly.py",
+        "def upgrade(c):\n    c.execute('CREATE TABLE u (x INT)')\n    c.pgconn.exec_(b'COMMIT; BEGIN')\n",
+    )
+    with pytest.raises(SchemaMismatch, match="0001_sly ended its transaction: what it did before remains") as refusal:
+        migrator(fresh_database, steps.load()).run()
+    assert refusal.value.steps == ("0001_sly",)
+    assert [step.name for step in migrator(fresh_database, steps.load()).status().pending] == ["0001_sly"]
+
+
+def test_a_step_that_swallows_an_error_of_the_server_is_not_taken_for_applied(
+    fresh_database: str, steps: StepFolder
+) -> None:
+    steps.add(
+        "0001_deaf.py",
+        "def upgrade(c):\n    try:\n        c.execute('SELECT nonsense')\n    except Exception:\n        return\n",
+    )
+    with pytest.raises(SchemaMismatch, match="0001_deaf failed and was undone: ") as refusal:
+        migrator(fresh_database, steps.load()).run()
+    assert refusal.value.steps == ("0001_deaf",)
+    assert everything_of(fresh_database) == set()
+
+
+def test_a_step_that_closes_its_connection_is_named(fresh_database: str, steps: StepFolder) -> None:
+    steps.add("0001_closing.py", "def upgrade(c):\n    c.execute('CREATE TABLE u (x INT)')\n    c.close()\n")
+    with pytest.raises(SchemaMismatch, match="0001_closing failed and was undone: ") as refusal:
+        migrator(fresh_database, steps.load()).run()
+    assert refusal.value.steps == ("0001_closing",)
+    assert everything_of(fresh_database) == set()
+
+
+def test_a_step_that_changes_the_search_path_is_recorded_in_the_right_schema(
+    fresh_database: str, steps: StepFolder
+) -> None:
+    steps.add("0001_elsewhere.sql", "CREATE SCHEMA other; SET search_path TO other; CREATE TABLE t (x INTEGER);")
+    steps.add("0002_here.sql", "CREATE TABLE u (x INTEGER);")
+    assert migrator(fresh_database, steps.load()).run().applied == ["0001_elsewhere", "0002_here"]
+    assert migrator(fresh_database, steps.load()).run().applied == []
+    assert tables_of(fresh_database) == {"migrations", "other.t", "u"}
+
+
+def test_a_step_in_python_may_use_savepoints_and_functions_of_sql(fresh_database: str, steps: StepFolder) -> None:
+    steps.add(
+        "0001_good.py",
+        "import psycopg\n"
+        "def upgrade(c):\n"
+        "    c.execute('CREATE TABLE t (x INT UNIQUE); SAVEPOINT a; ROLLBACK TO SAVEPOINT a')\n"
+        "    with c.transaction():\n"
+        "        c.execute('CREATE FUNCTION two() RETURNS INT BEGIN ATOMIC SELECT 1; SELECT 2; END; SELECT 1')\n"
+        "    try:\n"
+        "        with c.transaction():\n"
+        "            c.execute(\"SELECT '; COMMIT', $$; COMMIT; $$, E'\\\\'; COMMIT' -- ; COMMIT\")\n"
+        "            c.execute('INSERT INTO t VALUES (5), (5)')\n"
+        "    except psycopg.errors.UniqueViolation:\n"
+        "        c.execute('INSERT INTO t SELECT two()')\n",
+    )
+    assert migrator(fresh_database, steps.load()).run().applied == ["0001_good"]
+    assert rows_of(fresh_database, "SELECT x FROM t") == [(2,)]
+
+
 def test_the_first_step_that_fails_leaves_no_table_at_all(fresh_database: str, steps: StepFolder) -> None:
     steps.add("0001_bad.sql", "CREATE TABLE t (x INTEGER); SELECT 1 / 0;")
     with pytest.raises(SchemaMismatch, match="0001_bad failed and was undone"):
@@ -166,6 +264,31 @@ def test_of_several_migrators_at_once_one_applies_each_step(fresh_database: str)
     assert [process.returncode for process in processes] == [0] * MIGRATORS, answers
     assert sorted(json.loads(said)["applied"] for said, _ in answers) == [*([] for _ in processes[1:]), NAMES]
     assert rows_of(fresh_database, "SELECT name FROM migrations ORDER BY name") == [(name,) for name in NAMES]
+
+
+def test_a_migrator_that_keeps_its_lock_is_not_waited_for_without_end(
+    fresh_database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(postgres_migrate, "BUSY_DEADLINE", 0.05)
+    with psycopg.connect(fresh_database) as gate:
+        gate.execute("SELECT pg_advisory_xact_lock(%s, hashtext('public'))", (LOCK,))
+        with pytest.raises(DatabaseBusy):
+            migrator(fresh_database).run()
+    assert migrator(fresh_database).run().applied == NAMES
+
+
+def test_a_table_that_someone_keeps_locked_fails_the_step_that_changes_it(
+    fresh_database: str, steps: StepFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(postgres_migrate, "BUSY_DEADLINE", 0.05)
+    rows_of(fresh_database, "CREATE TABLE t (x INTEGER)")
+    steps.add("0001_good.sql", "SELECT 1;")
+    steps.add("0002_bad.sql", "ALTER TABLE t ADD COLUMN y INTEGER;")
+    with psycopg.connect(fresh_database) as reader:
+        reader.execute("SELECT * FROM t")
+        with pytest.raises(SchemaMismatch, match="0002_bad failed and was undone: the database was locked"):
+            migrator(fresh_database, steps.load()).run()
+    assert migrator(fresh_database, steps.load()).run().applied == ["0002_bad"]
 
 
 def test_a_changed_step_is_named(fresh_database: str, steps: StepFolder) -> None:
