@@ -21,6 +21,8 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 def _no_blocking_of_the_event_loop() -> Iterator[BlockBuster]:
     """Fail a test in which the package makes a blocking call on the event loop."""
     with blockbuster_ctx("jobstore") as guard:
+        # Where coverage is measured: a task that goes on in another thread's tracer waits for its lock.
+        guard.functions["threading.Lock.acquire"].can_block_in("coverage/collector.py", {"lock_data"})
         yield guard
 
 
