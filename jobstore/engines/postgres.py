@@ -35,8 +35,10 @@ against others."""
 POOL_TIMEOUT = 30.0
 ASIDE = 4
 """Connections that wait for rows which others have locked, so that the shared one need not."""
-MAX_READS = 3
-"""Times that a read is tried whose connection was lost."""
+MAX_READS = 5
+"""Times that a read is tried whose connection was lost: a server that crashes may end those made meanwhile, too."""
+READ_PAUSE = 0.05
+"""Seconds before it is tried again; they double each time."""
 
 
 class Committed:
@@ -177,8 +179,10 @@ class PostgresEngine:
                 async with self._reader() as connection:
                     return await driver.read(connection, make_operation(self.clock(), *args))
             except TransactionFailed as failure:
-                if tries == MAX_READS:
-                    raise translate(failure.error) from None
+                error = translate(failure.error)
+                if tries == MAX_READS or not isinstance(error, ConnectionLost):
+                    raise error from error.__cause__
+                await asyncio.sleep(READ_PAUSE * 2 ** (tries - 1))
                 if self._readers is not None:
                     await self._readers.check()  # whatever ended this connection may have ended the idle ones too
         raise AssertionError

@@ -6,12 +6,13 @@ of libpq takes 4 to 9 (measured).
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import re
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import psycopg
 from psycopg import AsyncConnection, abc, errors
@@ -107,6 +108,24 @@ class Connection(AsyncConnection[DictRow]):
         super().__init__(*args, **options)
         self.prepares = True
         self.prepared: dict[tuple[str, tuple[int, ...]], _Prepared] = {}
+
+    @classmethod
+    async def connect(cls, conninfo: str = "", **options: Any) -> Self:  # noqa: ANN401 - psycopg's own
+        """Connect; cancelled meanwhile, let it come to its end aside and close it.
+
+        psycopg leaves a half-made connection to the garbage collector, and the server keeps its session until then.
+        """
+        connecting = asyncio.ensure_future(super().connect(conninfo, **options))
+        try:
+            return await asyncio.shield(connecting)
+        except asyncio.CancelledError:
+            connecting.add_done_callback(_discard)
+            raise
+
+
+def _discard(connecting: asyncio.Future[Any]) -> None:
+    if not connecting.cancelled() and connecting.exception() is None:
+        connecting.result().pgconn.finish()
 
 
 class _Message(NamedTuple):

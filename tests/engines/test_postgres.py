@@ -16,7 +16,7 @@ import psycopg
 import pytest
 from psycopg import AsyncConnection
 
-from jobstore import Claim, ConnectionLost, DatabaseBusy, Job, JobStore, StoreClosed
+from jobstore import Claim, ConnectionLost, DatabaseBusy, DatabaseError, Job, JobStore, StatementFailed, StoreClosed
 from jobstore.clock import Clock, system_clock, to_milliseconds
 from jobstore.engines import postgres as engine_module
 from jobstore.engines.base import Request
@@ -495,9 +495,10 @@ async def test_reads_succeed_soon_after_a_long_absence_of_the_server(
         assert [0] in outcomes
 
 
-async def count_sessions_and_tasks(database: str) -> tuple[int, int]:
+async def sessions_and_tasks(database: str) -> tuple[int, list[str]]:
+    """Return how many of our sessions the server has, and our tasks."""
     ours = [task for task in asyncio.all_tasks() if "jobstore" in str(task.get_coro()) or "pool" in task.get_name()]
-    return await sessions(database), len(ours)
+    return await sessions(database), [str(task) for task in ours]
 
 
 async def cancelled_by_task(work: Awaitable[object], after: float) -> None:
@@ -523,10 +524,16 @@ async def test_opening_that_is_cancelled_anywhere_leaves_no_connection_and_no_ta
         await cancelled(store.open(), milliseconds / 1000)
         await store.close()
 
-    async def nothing_is_left() -> bool:
-        return await count_sessions_and_tasks(database) == (0, 0)
+    left: list[tuple[int, list[str]]] = []
 
-    await eventually(nothing_is_left, within=10)
+    async def nothing_is_left() -> bool:
+        left.append(await sessions_and_tasks(database))
+        return left[-1] == (0, [])
+
+    try:
+        await eventually(nothing_is_left)
+    except TimeoutError:
+        pytest.fail(f"there were left {left[-1]}")
 
 
 async def test_a_heartbeat_that_is_cancelled_anywhere_leaves_a_connection_that_works(
@@ -550,6 +557,32 @@ async def test_reads_go_on_when_all_reading_connections_were_lost(store: JobStor
     assert await store.jobs.count() == 1
     await terminate(database)
     assert await asyncio.gather(*(store.jobs.count() for _ in range(50))) == [1] * 50
+
+
+@pytest.mark.parametrize(
+    ("sql", "repeated", "error"),
+    [
+        ("SELECT pg_terminate_backend(pg_backend_pid()) AS done", 4, ConnectionLost),
+        ("SELECT 1 / 0 AS done", 0, StatementFailed),
+    ],
+)
+async def test_a_read_is_repeated_for_lost_connections_alone_and_not_for_ever(
+    store: JobStore, sql: str, repeated: int, error: type[DatabaseError]
+) -> None:
+    tries = 0
+
+    def fails(_: int, times: int) -> Operation[int]:
+        nonlocal tries
+        tries += 1
+        row = yield from fetch_one(sql if tries <= times else "SELECT 1 AS done")
+        return int((row or {})["done"])
+
+    engine = store.jobs._backend.engine
+    assert await engine.read(fails, repeated) == 1
+    assert tries == repeated + 1
+    with pytest.raises(error):
+        await engine.read(fails, 1000)
+    assert tries == 2 * (repeated + 1)
 
 
 async def terminate(database: str, most: int = 1000) -> int:
