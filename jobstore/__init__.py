@@ -37,16 +37,22 @@ from jobstore.errors import (
 )
 from jobstore.lifecycle import AttemptOutcome, JobStatus
 from jobstore.models import (
+    UNCHANGED,
     AppliedMigration,
     Attempt,
     Claim,
+    Explanation,
+    ExplanationReason,
     Heartbeat,
     Job,
     JobStats,
+    Lane,
     LaneStats,
     NewJob,
     Page,
+    Pause,
     Session,
+    Unchanged,
     Usage,
 )
 from jobstore.operations.jobs import enqueue_new as enqueue
@@ -55,6 +61,7 @@ from jobstore.store import JobStore, close_database, ensure_connection
 from jobstore.transactions import drive
 
 __all__ = [
+    "UNCHANGED",
     "AppliedMigration",
     "Attempt",
     "AttemptOutcome",
@@ -68,6 +75,8 @@ __all__ = [
     "DatabaseNotFound",
     "DiskFailed",
     "DiskFull",
+    "Explanation",
+    "ExplanationReason",
     "Heartbeat",
     "InvalidArgument",
     "InvalidJob",
@@ -78,6 +87,7 @@ __all__ = [
     "JobStatus",
     "JobStore",
     "JobStoreError",
+    "Lane",
     "LaneStats",
     "LeaseLost",
     "MakeOperation",
@@ -88,6 +98,7 @@ __all__ = [
     "OutputError",
     "OutputRestarted",
     "Page",
+    "Pause",
     "PoolTimeout",
     "PromotionError",
     "ReadOnlyDatabase",
@@ -97,6 +108,7 @@ __all__ = [
     "SessionNotFound",
     "StatementFailed",
     "StoreClosed",
+    "Unchanged",
     "Usage",
     "close_database",
     "drive",

@@ -54,10 +54,15 @@ TRANSITIONS: dict[JobStatus, frozenset[JobStatus]] = {
     JobStatus.IDLE: frozenset({JobStatus.RUNNING, JobStatus.CANCELED, JobStatus.COMPLETED}),
     JobStatus.RUNNING: frozenset({*TERMINAL, *WAITING}),
     JobStatus.FAILED: frozenset({JobStatus.IDLE, JobStatus.COMPLETED}),
-    JobStatus.CANCELED: frozenset({JobStatus.IDLE}),
+    JobStatus.CANCELED: frozenset({JobStatus.IDLE, JobStatus.COMPLETED}),
     JobStatus.COMPLETED: frozenset({JobStatus.IDLE}),
 }
-"""What may follow what. Waiting or failed to completed is the late answer of an attempt that was given up."""
+"""What may follow what. Waiting or failed to completed is the late answer of an attempt that was given up.
+
+So is canceled to completed, of a job that nobody canceled: it expired after its attempt was given up.
+"""
 
 WORKER_LOST = "worker_lost"
 """The `error_type` of a job whose last attempt's lease expired."""
+EXPIRED = "expired"
+"""The `error_type` of a job that was canceled because it still waited at its `expires_at`."""

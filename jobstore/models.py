@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from enum import Enum, StrEnum
 from types import MappingProxyType
-from typing import Annotated, Any, ClassVar, Generic, NamedTuple, Self, TypeVar
+from typing import Annotated, Any, ClassVar, Final, Generic, NamedTuple, Self, TypeVar
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, JsonValue, TypeAdapter, ValidationError
 
@@ -165,6 +166,8 @@ class NewJob(_Input):
     """Higher is claimed first."""
     run_at: AwareDatetime | None = None
     """Not before; None is at once."""
+    expires_at: AwareDatetime | None = None
+    """No attempt begins at or after this moment: whoever still waits then is canceled; None is never."""
     max_attempts: Annotated[int, Field(ge=1, le=MAX_PRIORITY)] = 3
     timeout: Annotated[float, Field(gt=0)] | None = None
     """Seconds that one attempt may take; None is without limit."""
@@ -182,8 +185,20 @@ class NewJob(_Input):
                 check_name(name, getattr(self, name))
         if self.metadata:
             dump_json("metadata", self.metadata, InvalidJob)
-        if self.run_at is not None and not _MIN_MOMENT <= self.run_at <= _MAX_MOMENT:
-            raise InvalidJob("run_at", "must lie in the years 1 to 9999 of UTC")
+        check_schedule(self.run_at, self.expires_at)
+
+
+def check_schedule(run_at: datetime | None, expires_at: datetime | None) -> None:
+    """Check when a job may run.
+
+    Raises:
+        InvalidJob: A moment cannot be stored, or it would expire before it may run.
+    """
+    for field, moment in (("run_at", run_at), ("expires_at", expires_at)):
+        if moment is not None and not _MIN_MOMENT <= moment <= _MAX_MOMENT:
+            raise InvalidJob(field, "must lie in the years 1 to 9999 of UTC")
+    if run_at is not None and expires_at is not None and expires_at <= run_at:
+        raise InvalidJob("expires_at", "must lie after run_at, or the job could never run")
 
 
 def check_name(field: str, value: str | None, refusal: type[InvalidArgument] = InvalidJob) -> None:
@@ -227,7 +242,7 @@ class Job(_Model):
     priority: int
     run_at: datetime
     expires_at: datetime | None
-    """When it is canceled, unless it has started by then."""
+    """When it is canceled, with the error type `expired`, if it waits then: for its first attempt or for another."""
     attempt: int
     """The number of the latest attempt; 0 before the first. It only grows."""
     attempts_used: int
@@ -445,6 +460,112 @@ class LaneStats(_Model):
     task_type: str
     api_type: str
     counts: dict[JobStatus, int]
+
+
+class Pause(_Model):
+    """Why nothing is claimed from some lanes for a while."""
+
+    task_type: str | None
+    """None is any."""
+    api_type: str | None
+    """None is any."""
+    paused_at: datetime
+    until: datetime | None
+    """When it ends; None is when someone resumes them."""
+    reason: str
+
+    @property
+    def scope(self) -> str:
+        """What is paused, in words."""
+        if self.task_type is None:
+            return "everything" if self.api_type is None else f"API {self.api_type}"
+        return f"task type {self.task_type}" if self.api_type is None else f"lane {self.task_type}/{self.api_type}"
+
+    @classmethod
+    def from_row(cls, row: Mapping[str, Any]) -> Self:
+        """Build a pause from its row."""
+        return cls(
+            task_type=row["task_type"] or None,
+            api_type=row["api_type"] or None,
+            paused_at=from_milliseconds(row["paused_at"]),
+            until=_moment(row["until"]),
+            reason=row["reason"],
+        )
+
+
+class Lane(_Model):
+    """How one lane stands: the jobs of one task type for one API."""
+
+    task_type: str
+    api_type: str
+    idle: int
+    """Jobs that could be claimed, if the lane is not paused."""
+    scheduled: int
+    """Jobs that wait for their time."""
+    running: int
+    oldest_seconds: float | None
+    """For how long the idle job that waits the longest could have been claimed; None without any."""
+    paused: bool
+    paused_until: datetime | None
+    """When the pause ends that lasts the longest; None is when someone resumes it, or without any."""
+    pause_reason: str
+    """Of the same."""
+
+
+class ExplanationReason(StrEnum):
+    """Why a job is not running, or what became of it."""
+
+    COMPLETED = "completed"
+    FAILED = "failed"
+    """For good, with attempts left."""
+    ATTEMPTS_USED_UP = "attempts_used_up"
+    """It failed, with no attempt left."""
+    CANCELED = "canceled"
+    EXPIRED = "expired"
+    """It still waited at its `expires_at`."""
+    RUNNING = "running"
+    CANCEL_REQUESTED = "cancel_requested"
+    """It runs, and was asked to end."""
+    LEASE_ENDED = "lease_ended"
+    """It runs no more, and nobody has claimed since."""
+    SCHEDULED = "scheduled"
+    PAUSED = "paused"
+    NO_WORKER = "no_worker"
+    """No live worker is registered for its task type."""
+    BEHIND = "behind"
+    """Others are ahead of it."""
+    NEXT = "next"
+    """Nothing is ahead of it."""
+
+
+class Explanation(_Model):
+    """Why a job is not running, or what became of it, and what that was told from."""
+
+    job_id: str
+    status: JobStatus
+    reason: ExplanationReason
+    text: str
+    """All of it in a sentence; times are UTC."""
+    until: datetime | None = None
+    """When that ends by itself: its time comes, a pause or a lease ends; or when it ended. None if nobody knows."""
+    pause: Pause | None = None
+    """The pause that keeps its lane the longest, whatever else there is."""
+    worker_id: str | None = None
+    """Who holds it, or held it last."""
+    workers: int = 0
+    """How many live workers are registered for its task type."""
+    ahead: int = 0
+    """How many jobs those would claim before it, if it waits for its turn; counted up to 1,000."""
+
+
+class Unchanged(Enum):
+    """The type of `UNCHANGED`."""
+
+    UNCHANGED = "unchanged"
+
+
+UNCHANGED: Final = Unchanged.UNCHANGED
+"""What an argument is if it is not given, where None means something."""
 
 
 class JobStats(_Model):

@@ -21,6 +21,7 @@ from jobstore.outputs import place_of
 from jobstore.repositories.arguments import check_range
 from jobstore.repositories.backend import Backend
 from jobstore.repositories.jobs import JobRepository
+from jobstore.repositories.lanes import LaneRepository
 from jobstore.repositories.migrations import MigrationRepository
 from jobstore.repositories.sessions import FileRepository, SessionRepository
 from jobstore.repositories.state import CachedStateRepository, KeyValueRepository
@@ -157,6 +158,11 @@ class JobStore:
         return self._opened().jobs
 
     @property
+    def lanes(self) -> LaneRepository:
+        """The lanes: how they stand, pausing and resuming them."""
+        return self._opened().lanes
+
+    @property
     def sessions(self) -> SessionRepository:
         """The sessions by project."""
         return self._opened().sessions
@@ -265,6 +271,7 @@ class _Open:
     def __init__(self, backend: Backend, steps: Sequence[Step]) -> None:
         self.backend = backend
         self.jobs = JobRepository(backend)
+        self.lanes = LaneRepository(backend)
         self.sessions = SessionRepository(backend)
         self.files = FileRepository(backend)
         self.cached_state = CachedStateRepository(backend)

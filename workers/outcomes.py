@@ -27,20 +27,31 @@ class Retry(Outcome):
         after: Seconds until then; None leaves it to the handler's policy.
         reason: What went wrong.
         error_type: A short name of it.
+        pause_lane: Claim nothing of the same task type for the same API until then either, in any process: what an
+            API asks for that answers 429.
     """
 
     is_failure = True
 
-    def __init__(self, after: float | None = None, reason: str = "", *, error_type: str = "retry") -> None:
+    def __init__(
+        self,
+        after: float | None = None,
+        reason: str = "",
+        *,
+        error_type: str = "retry",
+        pause_lane: bool = False,
+    ) -> None:
         self.after = after
         self.reason = reason
         self.error_type = error_type
+        self.pause_lane = pause_lane
         super().__init__(reason)
 
     async def report(self, jobs: JobRepository, claim: Claim, wait: float | None) -> Job:
         """Running → scheduled, or failed when the attempts are used up."""
         after = wait if self.after is None else self.after
-        return await jobs.fail(claim, self.reason, retry_in=after, error_type=self.error_type)
+        pauses = self.pause_lane and after is not None
+        return await jobs.fail(claim, self.reason, retry_in=after, error_type=self.error_type, pause_lane=pauses)
 
 
 class Fail(Outcome):

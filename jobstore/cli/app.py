@@ -7,7 +7,18 @@ from typing import Annotated
 
 import typer
 
-from jobstore.cli import changing, enqueueing, following, listing, migrating, promoting, showing, working
+from jobstore.cli import (
+    changing,
+    enqueueing,
+    explaining,
+    following,
+    listing,
+    migrating,
+    pausing,
+    promoting,
+    showing,
+    working,
+)
 from jobstore.cli.options import GroupDb
 from jobstore.cli.reporting import reported
 
@@ -51,9 +62,14 @@ app.command("migrate")(reported(migrating.migrate))
 app.command("enqueue", no_args_is_help=True)(reported(enqueueing.enqueue))
 app.command("list")(reported(listing.list_jobs))
 app.command("show", no_args_is_help=True)(reported(showing.show))
+app.command("why", no_args_is_help=True)(reported(explaining.why))
 app.command("tail", no_args_is_help=True)(reported(following.tail))
 app.command("cancel", no_args_is_help=True)(reported(changing.cancel))
 app.command("retry", no_args_is_help=True)(reported(changing.retry))
+app.command("clear", no_args_is_help=True)(reported(changing.clear))
+app.command("lanes")(reported(pausing.lanes))
+app.command("pause")(reported(pausing.pause))
+app.command("resume")(reported(pausing.resume))
 app.command("stats")(reported(listing.stats))
 app.command("promote", no_args_is_help=True)(reported(promoting.promote))
 app.command("work", no_args_is_help=True)(reported(working.work))

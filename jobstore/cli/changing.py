@@ -1,45 +1,173 @@
-"""`jobstore cancel` and `jobstore retry`: what an operator does to jobs."""
+"""`jobstore cancel`, `jobstore retry` and `jobstore clear`: what an operator does to jobs, named or filtered."""
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 import typer
 
 from jobstore import Job, JobStatus, JobStore, JobStoreError
 from jobstore.cli import stores
 from jobstore.cli.listing import without_texts
-from jobstore.cli.options import AsJson, Db, JobIds
+from jobstore.cli.options import (
+    ApiType,
+    AsJson,
+    CreatedAfter,
+    CreatedBefore,
+    Db,
+    Everything,
+    JobIds,
+    Session,
+    Status,
+    TaskType,
+)
 from jobstore.cli.screen import note, say, write_json
 
 Change = Callable[[JobStore, str], Awaitable[Job]]
+ChangeMany = Callable[[JobStore], Awaitable[int]]
 
 
-def cancel(ids: JobIds, *, db: Db = "", as_json: AsJson = False) -> None:
-    """Cancel jobs.
+def cancel(
+    ids: JobIds = None,
+    *,
+    status: Status = None,
+    session: Session = None,
+    task_type: TaskType = None,
+    api_type: ApiType = None,
+    created_after: CreatedAfter = None,
+    created_before: CreatedBefore = None,
+    everything: Everything = False,
+    db: Db = "",
+    as_json: AsJson = False,
+) -> None:
+    """Cancel jobs: those named, or all unfinished ones that the options tell.
 
     A waiting job is canceled at once. A running one is asked to end: its worker hears of it within seconds.
+
+    `jobstore cancel --task-type summary --status idle`
     """
+    filters = _filters(status, session, task_type, api_type, created_after, created_before, everything)
 
     async def change(store: JobStore, job_id: str) -> Job:
         return await store.jobs.cancel(job_id)
 
-    _change_all(ids, change, db, as_json=as_json)
+    async def change_many(store: JobStore) -> int:
+        return await store.jobs.cancel_all(**filters)
+
+    if _are_named(ids, filters):
+        _change_each(ids or [], change, db, as_json=as_json)
+    else:
+        _change_many(change_many, "canceled, or asked to end", db, as_json=as_json)
 
 
-def retry(ids: JobIds, *, db: Db = "", as_json: AsJson = False) -> None:
-    """Let finished jobs run again, with all their attempts before them.
+def retry(
+    ids: JobIds = None,
+    *,
+    status: Status = None,
+    session: Session = None,
+    task_type: TaskType = None,
+    api_type: ApiType = None,
+    created_after: CreatedAfter = None,
+    created_before: CreatedBefore = None,
+    everything: Everything = False,
+    db: Db = "",
+    as_json: AsJson = False,
+) -> None:
+    """Let finished jobs run again, with all their attempts before them: those named, or all that the options tell.
 
-    What a job answered before stays readable until a new answer is recorded.
+    Without `--status`, the options find failed jobs only. What a job answered before stays readable until a new answer
+    is recorded.
+
+    `jobstore retry --task-type summary --created-after -2h`
     """
+    filters = _filters(status, session, task_type, api_type, created_after, created_before, everything)
 
     async def change(store: JobStore, job_id: str) -> Job:
         return await store.jobs.retry(job_id)
 
-    _change_all(ids, change, db, as_json=as_json)
+    async def change_many(store: JobStore) -> int:
+        return await store.jobs.retry_all(**filters)
+
+    if _are_named(ids, filters):
+        _change_each(ids or [], change, db, as_json=as_json)
+    else:
+        _change_many(change_many, "idle again", db, as_json=as_json)
 
 
-def _change_all(ids: list[str], change: Change, db: str, *, as_json: bool) -> None:
+def clear(
+    ids: JobIds = None,
+    *,
+    status: Status = None,
+    session: Session = None,
+    task_type: TaskType = None,
+    api_type: ApiType = None,
+    created_after: CreatedAfter = None,
+    created_before: CreatedBefore = None,
+    everything: Everything = False,
+    db: Db = "",
+    as_json: AsJson = False,
+) -> None:
+    """Hide jobs from lists: those named, or all that the options tell. Nothing is deleted.
+
+    `jobstore clear --status completed --created-before -7d`
+    """
+    filters = _filters(status, session, task_type, api_type, created_after, created_before, everything)
+
+    async def change(store: JobStore, job_id: str) -> Job:
+        await store.jobs.clear([job_id])
+        return await store.jobs.get(job_id)
+
+    async def change_many(store: JobStore) -> int:
+        return await store.jobs.clear_all(**filters)
+
+    if _are_named(ids, filters):
+        _change_each(ids or [], change, db, as_json=as_json)
+    else:
+        _change_many(change_many, "hidden", db, as_json=as_json)
+
+
+def _filters(
+    status: Status,
+    session: Session,
+    task_type: TaskType,
+    api_type: ApiType,
+    created_after: CreatedAfter,
+    created_before: CreatedBefore,
+    everything: Everything,
+) -> dict[str, Any]:
+    """Return the options as the store takes them."""
+    return {
+        "status": status or None,
+        "session_id": session,
+        "task_type": task_type,
+        "api_type": api_type,
+        "created_after": created_after,
+        "created_before": created_before,
+        "everything": everything,
+    }
+
+
+def _are_named(ids: list[str] | None, filters: dict[str, Any]) -> bool:
+    """Whether jobs are named by their ids.
+
+    Raises:
+        BadParameter: Not by them alone.
+    """
+    if ids and any(filters.values()):
+        raise typer.BadParameter("give either ids or options that choose jobs", param_hint="'ID'")
+    return bool(ids)
+
+
+def _change_many(change: ChangeMany, outcome: str, db: str, *, as_json: bool) -> None:
+    changed = stores.run(db, change)
+    if as_json:
+        write_json({"changed": changed})
+    else:
+        say(f"{changed:,} {'job is' if changed == 1 else 'jobs are'} {outcome}")
+
+
+def _change_each(ids: list[str], change: Change, db: str, *, as_json: bool) -> None:
     """Change each job, those behind one that refuses as well."""
     jobs: list[Job] = []
     errors: list[dict[str, str]] = []
@@ -64,4 +192,6 @@ def _change_all(ids: list[str], change: Change, db: str, *, as_json: bool) -> No
 
 
 def _outcome(job: Job) -> str:
+    if job.cleared:
+        return "is hidden"
     return "is asked to end" if job.status is JobStatus.RUNNING else f"is {job.status}"

@@ -44,6 +44,12 @@ def enqueue(
             help="Not before: 2030-01-31T08:00, or +90s, +15m, +2h, +1d.",
         ),
     ] = None,
+    expires_at: Annotated[
+        datetime | None,
+        typer.Option(
+            "--expires-at", metavar="WHEN", parser=read_moment, help="Cancel it if it still waits then; as --run-at."
+        ),
+    ] = None,
     max_attempts: Annotated[int, typer.Option("--max-attempts", metavar="N", help="How often it may be tried.")] = 3,
     timeout: Annotated[
         float | None, typer.Option("--timeout", metavar="SECONDS", help="How long one attempt may take.")
@@ -76,6 +82,7 @@ def enqueue(
         "session_id": session,
         "priority": priority,
         "run_at": run_at,
+        "expires_at": expires_at,
         "max_attempts": max_attempts,
         "timeout": timeout,
         "metadata": metadata,

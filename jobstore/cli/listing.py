@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import datetime
 from typing import Annotated, Any, Literal
 
 import typer
@@ -10,7 +9,7 @@ from rich.text import Text
 
 from jobstore import Job, JobStats, JobStatus, JobStore, Page
 from jobstore.cli import stores
-from jobstore.cli.options import AsJson, Db, read_moment
+from jobstore.cli.options import ApiType, AsJson, CreatedAfter, CreatedBefore, Db, Session, Status, TaskType
 from jobstore.cli.screen import Cell, ago, note, one_line, write_json, write_table
 
 STYLES = {
@@ -36,24 +35,12 @@ def status_cell(job: Job) -> Text:
 
 def list_jobs(
     *,
-    status: Annotated[
-        list[JobStatus] | None,
-        typer.Option("--status", metavar="STATUS", help=f"Only these: {', '.join(JobStatus)}. May be repeated."),
-    ] = None,
-    session: Annotated[str | None, typer.Option("--session", metavar="ID", help="Only of this session.")] = None,
-    task_type: Annotated[
-        str | None, typer.Option("--task-type", metavar="NAME", help="Only of this task type.")
-    ] = None,
-    api_type: Annotated[str | None, typer.Option("--api-type", metavar="NAME", help="Only for this API.")] = None,
-    created_after: Annotated[
-        datetime | None,
-        typer.Option(
-            "--created-after", metavar="WHEN", parser=read_moment, help="2030-01-31T08:00, or -90s, -2h, -1d."
-        ),
-    ] = None,
-    created_before: Annotated[
-        datetime | None, typer.Option("--created-before", metavar="WHEN", parser=read_moment, help="The same.")
-    ] = None,
+    status: Status = None,
+    session: Session = None,
+    task_type: TaskType = None,
+    api_type: ApiType = None,
+    created_after: CreatedAfter = None,
+    created_before: CreatedBefore = None,
     cleared: Annotated[bool, typer.Option("--cleared", help="Only those that were hidden.")] = False,
     every: Annotated[bool, typer.Option("--all", help="Also those that were hidden.")] = False,
     order: Annotated[

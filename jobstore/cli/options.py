@@ -10,11 +10,13 @@ from typing import Annotated, Any
 
 import typer
 
+from jobstore import JobStatus
 from jobstore.databases import URL_VARIABLE
 
 DEFAULT_DATABASE = "jobs.db"
 
 _DISTANCE = re.compile(r"([+-])(\d+(?:\.\d+)?)([smhd])")
+_DURATION = re.compile(r"(\d{1,9}(?:\.\d+)?)([smhd])")
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 
 
@@ -42,6 +44,18 @@ def read_moment(text: str) -> datetime:
         return datetime.fromisoformat(text).astimezone()
     except (ValueError, OverflowError):
         raise typer.BadParameter(f"{text!r} is no time: write 2030-01-31T08:00, or +90s, +15m, +2h, -1d") from None
+
+
+def read_duration(text: str) -> float:
+    """Read a duration such as 90s or 10m as seconds.
+
+    Raises:
+        BadParameter: It is none.
+    """
+    match = _DURATION.fullmatch(text)
+    if match is None:
+        raise typer.BadParameter(f"{text!r} is no time: write 90s, 10m, 2h or 1d")
+    return timedelta(**{_UNITS[match[2]]: float(match[1])}).total_seconds()
 
 
 def read_object(text: str) -> dict[str, Any]:
@@ -87,6 +101,24 @@ JobId = Annotated[
 ]
 
 JobIds = Annotated[
-    list[str],
+    list[str] | None,
     typer.Argument(metavar="ID", show_default=False, help="Ids of jobs, or the last 6 or more characters of each."),
+]
+
+Status = Annotated[
+    list[JobStatus] | None,
+    typer.Option("--status", metavar="STATUS", help=f"Only these: {', '.join(JobStatus)}. May be repeated."),
+]
+Session = Annotated[str | None, typer.Option("--session", metavar="ID", help="Only of this session.")]
+TaskType = Annotated[str | None, typer.Option("--task-type", metavar="NAME", help="Only of this task type.")]
+ApiType = Annotated[str | None, typer.Option("--api-type", metavar="NAME", help="Only for this API.")]
+CreatedAfter = Annotated[
+    datetime | None,
+    typer.Option("--created-after", metavar="WHEN", parser=read_moment, help="2030-01-31T08:00, or -90s, -2h, -1d."),
+]
+CreatedBefore = Annotated[
+    datetime | None, typer.Option("--created-before", metavar="WHEN", parser=read_moment, help="The same.")
+]
+Everything = Annotated[
+    bool, typer.Option("--everything", help="Instead of ids and options that choose jobs: all that there are.")
 ]

@@ -175,6 +175,7 @@ def _facts(job: Job) -> list[tuple[str, Cell]]:
         ("key", job.idempotency_key or ""),
         ("created", f"{local(job.created_at)} ({ago(job.created_at)} ago)"),
         ("run at", local(job.run_at) if job.run_at > job.created_at else ""),
+        ("expires", local(job.expires_at)),
         ("started", local(job.started_at)),
         ("finished", local(job.finished_at)),
         ("cancel asked", local(job.cancel_requested_at)),

@@ -33,7 +33,7 @@ def complete(
     *,
     keep_output: bool = True,
 ) -> Operation[Job]:
-    """Running → completed. A late answer counts while no later attempt has begun and the job was not canceled.
+    """Running → completed. A late answer counts while no later attempt has begun and nobody canceled the job.
 
     `keep_output` says whether the attempt's streamed file stays; if not, its text is the inline response.
 
@@ -98,8 +98,9 @@ def _complete_sql(*, with_usage: bool, keep_output: bool) -> _Completion:
     held = f"{update} WHERE {HELD} RETURNING {_COMPLETED}"
     given_up = f"""
         {update}
-        WHERE id = :job_id AND attempt = :attempt AND status IN ('idle', 'scheduled', 'failed') AND EXISTS (
-            SELECT 1 FROM job_attempts WHERE job_id = :job_id AND attempt = :attempt AND outcome = 'lost')
+        WHERE id = :job_id AND attempt = :attempt AND status IN ('idle', 'scheduled', 'failed', 'canceled')
+            AND cancel_requested_at IS NULL AND EXISTS (
+                SELECT 1 FROM job_attempts WHERE job_id = :job_id AND attempt = :attempt AND outcome = 'lost')
         RETURNING {_COMPLETED}
     """
     output = _KEPT_OUTPUT if keep_output else "output_bytes = :output_bytes, output_file_path = :output_file_path"

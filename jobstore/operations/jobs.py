@@ -4,15 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from uuid_utils import uuid7
 
 from jobstore.clock import to_milliseconds
 from jobstore.errors import ConstraintFailed, InvalidJob, InvalidTransition, JobNotFound, OutputError, SessionNotFound
-from jobstore.lifecycle import TERMINAL, WAITING, JobStatus
-from jobstore.models import Job, NewJob, Text, dump_json
-from jobstore.sql import Operation, Row, Statement, Value, dialect, execute, fetch_all, fetch_one, guarded, placeholders
+from jobstore.lifecycle import EXPIRED, TERMINAL, WAITING, JobStatus
+from jobstore.models import Job, NewJob, Text, dump_json, load_metadata
+from jobstore.sql import (
+    Operation,
+    Row,
+    Statement,
+    Value,
+    dialect,
+    execute,
+    fetch_all,
+    fetch_one,
+    guarded,
+    guarded_if,
+    placeholders,
+)
 
 INLINE_LIMIT = 65536
 """Bytes up to which a text stays in its row, unless the store is opened with another limit."""
@@ -30,8 +42,23 @@ _DEFAULTS: dict[str, Any] = dict.fromkeys(Job.model_fields) | {
 """The schema's own."""
 _OPTIONAL = ("session_id", "model_used", "priority", "max_attempts", "timeout", "idempotency_key")
 
+EXPIRED_MESSAGE = "it still waited at its expires_at"
+
 WAITING_LIST = ", ".join(f"'{status}'" for status in WAITING)
 TERMINAL_LIST = ", ".join(f"'{status}'" for status in TERMINAL)
+
+
+SET_CANCELED = """
+    cancel_requested_at = COALESCE(cancel_requested_at, :now),
+    finished_at = CASE WHEN status = 'running' THEN NULL ELSE :now END,
+    status = CASE WHEN status = 'running' THEN 'running' ELSE 'canceled' END,
+    updated_at = :now
+"""
+SET_RETRIED = """
+    status = 'idle', run_at = :now, updated_at = :now, finished_at = NULL, attempts_used = 0,
+    cancel_requested_at = NULL, error_type = NULL, error_message = NULL, status_message = NULL, cleared = 0,
+    expires_at = CASE WHEN expires_at > :now THEN expires_at END
+"""
 
 
 class Pruned(NamedTuple):
@@ -46,6 +73,8 @@ class Pruned(NamedTuple):
 def enqueue(now: int, job_id: str, new: NewJob, prompt: Text) -> Operation[Job]:
     """(new) → idle, or scheduled if `run_at` lies ahead. Returns the existing job of a key already used.
 
+    One whose `expires_at` has passed is canceled at once, as if it had come in time and waited.
+
     Raises:
         SessionNotFound: There is no such session.
         OutputError: The prompt's file was written too long ago to be named now.
@@ -54,7 +83,16 @@ def enqueue(now: int, job_id: str, new: NewJob, prompt: Text) -> Operation[Job]:
     if new.run_at is not None:
         row["run_at"] = run_at = to_milliseconds(new.run_at)
         row["status"] = "scheduled" if run_at > now else "idle"
+    if new.expires_at is not None:
+        row["expires_at"] = expires_at = to_milliseconds(new.expires_at)
+        if expires_at <= now:
+            row |= _expired(now)
     return (yield from insert(row))
+
+
+def _expired(now: int) -> dict[str, Value]:
+    """Return the columns of a job that expires as it is written."""
+    return {"status": "canceled", "finished_at": now, "error_type": EXPIRED, "error_message": EXPIRED_MESSAGE}
 
 
 @guarded
@@ -183,11 +221,7 @@ def cancel(now: int, job_id: str) -> Operation[Job]:
     """
     row = yield from fetch_one(
         f"""
-        UPDATE background_jobs SET
-            cancel_requested_at = COALESCE(cancel_requested_at, :now),
-            finished_at = CASE WHEN status = 'running' THEN NULL ELSE :now END,
-            status = CASE WHEN status = 'running' THEN 'running' ELSE 'canceled' END,
-            updated_at = :now
+        UPDATE background_jobs SET {SET_CANCELED}
         WHERE id = :job_id AND status IN ('running', {WAITING_LIST})
         RETURNING {LIGHT_COLUMNS}
         """,
@@ -209,11 +243,7 @@ def cancel_session(now: int, session_id: str) -> Operation[int]:
     return (
         yield from execute(
             f"""
-            UPDATE background_jobs SET
-                cancel_requested_at = :now,
-                finished_at = CASE WHEN status = 'running' THEN NULL ELSE :now END,
-                status = CASE WHEN status = 'running' THEN 'running' ELSE 'canceled' END,
-                updated_at = :now
+            UPDATE background_jobs SET {SET_CANCELED}
             WHERE id IN (
                 SELECT id FROM background_jobs
                 WHERE session_id = :session_id AND status IN ('running', {WAITING_LIST})
@@ -230,7 +260,7 @@ def cancel_session(now: int, session_id: str) -> Operation[int]:
 def retry(now: int, job_id: str) -> Operation[Job]:
     """failed, canceled or completed → idle, with all its attempts before it again.
 
-    What it answered before stays readable until a new answer is recorded.
+    What it answered before stays readable until a new answer is recorded. An `expires_at` that has passed is dropped.
 
     Raises:
         JobNotFound: There is no such job.
@@ -238,9 +268,7 @@ def retry(now: int, job_id: str) -> Operation[Job]:
     """
     row = yield from fetch_one(
         f"""
-        UPDATE background_jobs SET
-            status = 'idle', run_at = :now, updated_at = :now, finished_at = NULL, attempts_used = 0,
-            cancel_requested_at = NULL, error_type = NULL, error_message = NULL, status_message = NULL, cleared = 0
+        UPDATE background_jobs SET {SET_RETRIED}
         WHERE id = :job_id AND status IN ({TERMINAL_LIST})
         RETURNING {LIGHT_COLUMNS}
         """,
@@ -248,6 +276,64 @@ def retry(now: int, job_id: str) -> Operation[Job]:
         job_id=job_id,
     )
     return (yield from _changed(row, job_id, JobStatus.IDLE))
+
+
+class Changes(NamedTuple):
+    """What is to change about a waiting job; None is nothing. Times are in milliseconds."""
+
+    priority: int | None = None
+    run_at: int | Literal["now"] | None = None
+    metadata: dict[str, Any] | None = None
+    """Merged into what there is."""
+    max_attempts: int | None = None
+    expires_at: int | Literal["never"] | None = None
+
+
+@guarded_if(lambda _job_id, changes: changes.metadata is None)
+def update(now: int, job_id: str, changes: Changes) -> Operation[Job]:
+    """Change a job that waits; a new `run_at` makes it idle or scheduled, an `expires_at` that has passed canceled.
+
+    Raises:
+        JobNotFound: There is no such job.
+        InvalidTransition: It does not wait.
+        InvalidJob: It has used as many attempts as it would have.
+    """
+    columns: dict[str, Value] = {}
+    wanted = JobStatus.IDLE
+    for name in ("priority", "max_attempts"):
+        if (value := getattr(changes, name)) is not None:
+            columns[name] = value
+    if changes.metadata is not None:
+        columns["metadata"] = yield from _merged_metadata(job_id, changes.metadata)
+    if changes.run_at is not None:
+        run_at = now if changes.run_at == "now" else changes.run_at
+        wanted = JobStatus.SCHEDULED if run_at > now else JobStatus.IDLE
+        columns |= {"run_at": run_at, "status": wanted.value}
+    if changes.expires_at == "never":
+        columns["expires_at"] = None
+    elif changes.expires_at is not None:
+        columns |= {"expires_at": changes.expires_at, **(_expired(now) if changes.expires_at <= now else {})}
+    fewer = "AND attempts_used < :max_attempts" if "max_attempts" in columns else ""
+    row = yield from fetch_one(
+        f"""
+        UPDATE background_jobs SET {"".join(f"{name} = :{name}, " for name in columns)} updated_at = :now
+        WHERE id = :job_id AND status IN ({WAITING_LIST}) {fewer}
+        RETURNING {LIGHT_COLUMNS}
+        """,
+        **columns,
+        now=now,
+        job_id=job_id,
+    )
+    if row is None:
+        present, _ = yield from status(now, job_id)
+        if present in WAITING:
+            raise InvalidJob("max_attempts", "must be above the attempts that the job has used: or else cancel it")
+    return (yield from _changed(row, job_id, wanted))
+
+
+def _merged_metadata(job_id: str, changes: dict[str, Any]) -> Operation[str]:
+    row = yield from fetch_one("SELECT metadata FROM background_jobs WHERE id = :job_id", job_id=job_id)
+    return dump_json("metadata", load_metadata(_present(row, job_id)["metadata"]) | changes, InvalidJob)
 
 
 @guarded
@@ -338,7 +424,7 @@ def file_paths_named(_now: int, paths: Sequence[str]) -> Operation[set[str]]:
 
 
 def next_due(_now: int) -> Operation[int | None]:
-    """Return when the next lease ends or the next scheduled job falls due, in milliseconds."""
+    """Return when the next lease ends, job falls due or expires, or pause ends, in milliseconds."""
     row = yield from fetch_one(NEXT_DUE)
     times = [time for time in (row or {}).values() if time is not None]
     return min(times, default=None)
@@ -346,7 +432,10 @@ def next_due(_now: int) -> Operation[int | None]:
 
 NEXT_DUE = """
     SELECT (SELECT MIN(lease_expires_at) FROM job_attempts WHERE finished_at IS NULL) AS lease,
-           (SELECT MIN(run_at) FROM background_jobs WHERE status = 'scheduled') AS run_at
+           (SELECT MIN(run_at) FROM background_jobs WHERE status = 'scheduled') AS run_at,
+           (SELECT MIN(expires_at) FROM background_jobs
+            WHERE expires_at IS NOT NULL AND status IN ('idle', 'scheduled')) AS expires_at,
+           (SELECT MIN(until) FROM pauses) AS pause
 """
 
 

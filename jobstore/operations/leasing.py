@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Literal, NamedTuple
 
-from jobstore.lifecycle import WORKER_LOST, AttemptOutcome
+from jobstore.lifecycle import EXPIRED, WORKER_LOST, AttemptOutcome
 from jobstore.models import Claim, Heartbeat, Job, NewJob, Text
-from jobstore.operations import jobs
+from jobstore.operations import jobs, pausing
 from jobstore.operations.attempts import HELD
-from jobstore.operations.jobs import COLUMNS, MAX_ROWS, NEXT_DUE, insert, new_row
+from jobstore.operations.jobs import COLUMNS, EXPIRED_MESSAGE, MAX_ROWS, NEXT_DUE, insert, new_row
 from jobstore.sql import (
     Dialect,
     Operation,
@@ -22,11 +22,12 @@ from jobstore.sql import (
     fetch_all,
     fetch_one,
     guarded,
+    guarded_if,
     numbered,
 )
 
 MAX_DUE = MAX_ROWS // 4
-"""How many leases a claim rescues and how many scheduled jobs it promotes, so that it stays short."""
+"""How many leases a claim rescues, jobs it cancels as expired and jobs it promotes, so that it stays short."""
 
 
 _ATTEMPT = "INSERT INTO job_attempts (job_id, attempt, worker_id, lease_expires_at, started_at)"
@@ -38,7 +39,17 @@ class Claimed(NamedTuple):
 
     claims: list[Claim]
     more_due: bool
-    """Whether further leases or scheduled jobs fell due than one claim deals with."""
+    """Whether more fell due than one claim deals with."""
+
+
+class Settled(NamedTuple):
+    """What was done about what fell due."""
+
+    anything: bool
+    more_due: bool
+    """Whether there may be more of it."""
+    more_expired: bool
+    """Whether there may be more jobs that have expired: too many to claim past them."""
 
 
 @guarded
@@ -50,7 +61,9 @@ def claim(
     task_types: Sequence[str] | None,
     api_types: Sequence[str] | None,
 ) -> Operation[Claimed]:
-    """Idle → running, the highest priority first, after rescuing and promoting what fell due.
+    """Idle → running, the highest priority first, after rescuing, canceling and promoting what fell due.
+
+    Paused lanes are passed over.
 
     Args:
         now: The present time in milliseconds.
@@ -65,18 +78,18 @@ def claim(
     lanes = {**numbered("task", task_types or ()), **numbered("api", api_types or ())}
     expires = now + lease
     attempt: dict[str, Value] = {"worker_id": worker_id, "lease_expires_at": expires, "now": now}
-    more_due = False
+    settled = _NOTHING_SETTLED
     rows = yield from fetch_all(_claim_sql(*shape, unless_due=True), limit=limit, **attempt, **lanes)
     if not rows:
-        was_due, more_due = yield from _settle_due(now)
-        if was_due:
+        settled = yield from _settle_due(now)
+        if settled.anything and not settled.more_expired:
             rows = yield from fetch_all(_claim_sql(*shape, unless_due=False), limit=limit, **attempt, **lanes)
     rows.sort(key=_claim_order)  # RETURNING has no order
     if rows and not facts.writes_in_with:
         yield from execute_many(
             _INSERT_ATTEMPT, [{"job_id": row["id"], "attempt": row["attempt"], **attempt} for row in rows]
         )
-    return Claimed([Claim.of(Job.from_row(row), worker_id, expires) for row in rows], more_due)
+    return Claimed([Claim.of(Job.from_row(row), worker_id, expires) for row in rows], settled.more_due)
 
 
 @guarded
@@ -136,12 +149,45 @@ def rescue(now: int) -> Operation[int]:
 
 
 @guarded
+def expire(now: int) -> Operation[int]:
+    """Idle or scheduled → canceled for up to `MAX_DUE` jobs whose `expires_at` has passed; return how many."""
+    facts = yield from dialect()
+    expired = yield from fetch_all(
+        f"""
+        WITH due AS MATERIALIZED (
+            SELECT id FROM background_jobs WHERE expires_at <= :now AND status IN ('idle', 'scheduled')
+            ORDER BY expires_at LIMIT {MAX_DUE} {facts.lock_rows})
+        UPDATE background_jobs SET status = 'canceled', finished_at = :now, updated_at = :now,
+            error_type = '{EXPIRED}', error_message = '{EXPIRED_MESSAGE}'
+        WHERE status IN ('idle', 'scheduled') AND id IN (SELECT id FROM due)
+        RETURNING 1
+        """,
+        now=now,
+    )
+    return len(expired)
+
+
+@guarded
 def rescue_due(now: int) -> Operation[int]:
-    """Rescue if any lease has ended, at the cost of a look if none has; return how many."""
+    """Rescue leases that have ended and cancel jobs that have expired, at the cost of a look if there are none.
+
+    Returns:
+        How many there were.
+    """
     due = yield from fetch_one(NEXT_DUE)
-    if due is None or due["lease"] is None or due["lease"] > now:
-        return 0
-    return (yield from rescue(now))
+    settled = 0
+    if due and _has_come(due["lease"], now):
+        settled += yield from rescue(now)
+    if due and (settled or _has_come(due["expires_at"], now)):  # a rescued job may have expired
+        settled += yield from expire(now)
+    return settled
+
+
+@guarded_if(lambda _job_id, changes: changes.metadata is None)
+def update(now: int, job_id: str, changes: jobs.Changes) -> Operation[Job]:
+    """As `jobs.update`, but a job whose lease has ended waits by now, and one that has expired does not."""
+    yield from rescue_due(now)
+    return (yield from jobs.update(now, job_id, changes))
 
 
 @guarded
@@ -220,15 +266,28 @@ def _answers(rows: list[Row]) -> dict[tuple[str, int], bool]:
     return {(row["job_id"], row["attempt"]): bool(row["cancel_requested"]) for row in rows}
 
 
-def _settle_due(now: int) -> Operation[tuple[bool, bool]]:
-    """Rescue and promote what fell due; return whether anything had, and whether there may be more."""
+_NOTHING_SETTLED = Settled(anything=False, more_due=False, more_expired=False)
+
+
+def _settle_due(now: int) -> Operation[Settled]:
+    """Rescue, cancel and promote what fell due, and forget the pauses that have ended."""
     due = yield from fetch_one(NEXT_DUE)
-    settled = []
-    if due and due["lease"] is not None and due["lease"] <= now:
-        settled.append((yield from rescue(now)))
-    if due and due["run_at"] is not None and due["run_at"] <= now:
-        settled.append((yield from promote(now)))
-    return bool(settled), MAX_DUE in settled
+    if due is None or not any(_has_come(time, now) for time in due.values()):
+        return _NOTHING_SETTLED
+    rescued = expired = promoted = 0
+    if _has_come(due["lease"], now):
+        rescued = yield from rescue(now)
+    if rescued or _has_come(due["expires_at"], now):  # a rescued job may have expired
+        expired = yield from expire(now)
+    if _has_come(due["run_at"], now):
+        promoted = yield from promote(now)
+    if _has_come(due["pause"], now):
+        yield from pausing.forget_ended(now)
+    return Settled(anything=True, more_due=MAX_DUE in {rescued, expired, promoted}, more_expired=expired == MAX_DUE)
+
+
+def _has_come(time: int | None, now: int) -> bool:
+    return time is not None and time <= now
 
 
 def _claim_order(row: Row) -> tuple[int, int, str]:
@@ -238,7 +297,9 @@ def _claim_order(row: Row) -> tuple[int, int, str]:
 _NOTHING_DUE = """
     NOT EXISTS (SELECT 1 FROM job_attempts WHERE finished_at IS NULL AND lease_expires_at <= :now)
     AND NOT EXISTS (SELECT 1 FROM background_jobs WHERE status = 'scheduled' AND run_at <= :now)
+    AND NOT EXISTS (SELECT 1 FROM background_jobs WHERE expires_at <= :now AND status IN ('idle', 'scheduled'))
 """
+_NOT_EXPIRED = "AND (candidate.expires_at IS NULL OR candidate.expires_at > :now)"
 
 
 @lru_cache(maxsize=256)
@@ -260,12 +321,13 @@ def _claim_sql(
         for column, name, count in (("task_type", "task", task_types), ("api_type", "api", api_types))
         if count
     ]
+    conditions.append(pausing.NOT_PAUSED)
     # A number, because PostgreSQL plans a statement anew each time whose LIMIT it does not know (150 µs, measured).
     first = "1" if one_or_many == "=" else ":limit"
     candidates = f"""
         FROM background_jobs AS candidate
         WHERE candidate.status = 'idle' AND candidate.task_type = lane.task_type
-            AND candidate.api_type = lane.api_type
+            AND candidate.api_type = lane.api_type {"" if unless_due else _NOT_EXPIRED}
         ORDER BY candidate.priority DESC, candidate.run_at, candidate.id LIMIT {first} {facts.lock_rows}
     """
     columns = "SELECT candidate.id, candidate.attempt, candidate.priority, candidate.run_at"
@@ -275,7 +337,7 @@ def _claim_sql(
         join = f"CROSS JOIN background_jobs AS job ON job.id {one_or_many} (SELECT candidate.id {candidates})"
     chosen = f"""
         FROM lanes AS lane {join}
-        {f"WHERE {' AND '.join(conditions)}" if conditions else ""}
+        WHERE {" AND ".join(conditions)}
         ORDER BY job.priority DESC, job.run_at, job.id LIMIT {first}
     """
     ahead, ids = "", f"SELECT job.id {chosen}"

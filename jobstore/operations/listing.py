@@ -17,7 +17,7 @@ from jobstore.errors import InvalidArgument
 from jobstore.lifecycle import JobStatus
 from jobstore.models import Job, JobStats, LaneStats, Page
 from jobstore.operations.jobs import LIGHT_COLUMNS, MAX_ROWS
-from jobstore.sql import Operation, Value, dialect, fetch_all, fetch_one
+from jobstore.sql import Operation, Row, Value, dialect, fetch_all, fetch_one
 
 _COLUMNS = ", ".join(f"job.{name}" for name in LIGHT_COLUMNS.split(", "))
 
@@ -72,12 +72,27 @@ class Cursor:
 
 def list_jobs(_now: int, where: JobFilter, order: Order, limit: int, cursor: Cursor | None) -> Operation[Page[Job]]:
     """Return a part of the jobs without their texts, newest first within each rank of the order."""
+    rows, following = yield from _part(where, order, limit, cursor, _COLUMNS)
+    items = [Job.from_row({name: value for name, value in row.items() if name != "rank"}) for row in rows]
+    return Page[Job](items=items, next_cursor=None if following is None else following.encode())
+
+
+def ids(_now: int, where: JobFilter, limit: int, cursor: Cursor | None) -> Operation[tuple[list[str], Cursor | None]]:
+    """Return the ids of a part of the jobs, newest first, and where the next part begins."""
+    rows, following = yield from _part(where, "newest", limit, cursor, "job.id, job.created_at")
+    return [row["id"] for row in rows], following
+
+
+def _part(
+    where: JobFilter, order: Order, limit: int, cursor: Cursor | None, columns: str
+) -> Operation[tuple[list[Row], Cursor | None]]:
+    """Return the rows of a part, each with its rank, and where the next part begins."""
     branches, parameters = _branches(where, order, cursor)
     if not branches:
-        return Page[Job](items=[], next_cursor=None)
+        return [], None
     scope, conditions, more = _scope(where)
     facts = yield from dialect()
-    part = f"""
+    source = f"""
         FROM background_jobs AS part
         WHERE {conditions} AND part.status = branch.status AND part.cleared = branch.cleared
             AND (part.created_at, part.id) < (branch.before_at, branch.before_id)
@@ -85,13 +100,13 @@ def list_jobs(_now: int, where: JobFilter, order: Order, limit: int, cursor: Cur
         ORDER BY part.created_at DESC, part.id DESC LIMIT :limit
     """
     if facts.lateral:
-        join = f"CROSS JOIN LATERAL (SELECT part.* {part}) AS job"
+        join = f"CROSS JOIN LATERAL (SELECT part.* {source}) AS job"
     else:
-        join = f"CROSS JOIN background_jobs AS job ON job.id IN (SELECT part.id {part})"
+        join = f"CROSS JOIN background_jobs AS job ON job.id IN (SELECT part.id {source})"
     rows = yield from fetch_all(
         f"""
         WITH branch AS ({branches})
-        SELECT {_COLUMNS}, branch.rank AS rank
+        SELECT {columns}, branch.rank AS rank
         FROM {scope} {join}
         ORDER BY branch.rank, job.created_at DESC, job.id DESC LIMIT :limit
         """,
@@ -101,9 +116,7 @@ def list_jobs(_now: int, where: JobFilter, order: Order, limit: int, cursor: Cur
         limit=limit + 1,
     )
     last = rows[limit - 1] if len(rows) > limit else None
-    items = [Job.from_row({name: value for name, value in row.items() if name != "rank"}) for row in rows[:limit]]
-    following = None if last is None else Cursor(last["rank"], last["created_at"], last["id"]).encode()
-    return Page[Job](items=items, next_cursor=following)
+    return rows[:limit], None if last is None else Cursor(last["rank"], last["created_at"], last["id"])
 
 
 def changed_since(_now: int, session_id: str, since: int) -> Operation[list[Job]]:

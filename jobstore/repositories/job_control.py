@@ -1,16 +1,25 @@
-"""The part of `store.jobs` that steers jobs: cancel, retry, clear, prune."""
+"""The part of `store.jobs` that steers jobs: change, cancel, retry, clear, prune, one or many."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from datetime import datetime
 from typing import Any
 
+from pydantic import JsonValue
+
 from jobstore.errors import InvalidArgument
-from jobstore.models import Job
-from jobstore.operations import jobs, leasing
-from jobstore.repositories.arguments import check_iterable, identifier, not_negative
+from jobstore.lifecycle import JobStatus
+from jobstore.models import MAX_PRIORITY, MIN_PRIORITY, UNCHANGED, Job, Unchanged, check_schedule
+from jobstore.operations import bulk, jobs, leasing
+from jobstore.operations.listing import Cursor, JobFilter
+from jobstore.repositories.arguments import check_iterable, check_range, identifier, milliseconds, not_negative
+from jobstore.repositories.arguments import metadata as check_metadata
 from jobstore.repositories.backend import Backend
+from jobstore.repositories.filters import Statuses, job_filter
+from jobstore.sql import MakeOperation
 
 
 class JobControl:
@@ -27,6 +36,166 @@ class JobControl:
         """
         return await self._backend.write(leasing.cancel, identifier("job_id", job_id), wakes=True)
 
+    async def update(
+        self,
+        job_id: str,
+        *,
+        priority: int | None = None,
+        run_at: datetime | Unchanged | None = UNCHANGED,
+        metadata: Mapping[str, JsonValue] | None = None,
+        max_attempts: int | None = None,
+        expires_at: datetime | Unchanged | None = UNCHANGED,
+    ) -> Job:
+        """Change a job that waits; what is not given stays as it is.
+
+        Args:
+            job_id: An idle or scheduled job.
+            priority: A 32-bit integer; higher is claimed first.
+            run_at: Not before this aware datetime; None is at once.
+            metadata: Merged into the job's.
+            max_attempts: How often it may be tried, above how often it was.
+            expires_at: No attempt begins at or after this aware datetime; None is never. If it has passed, the job
+                is canceled.
+
+        Raises:
+            InvalidArgument: A field cannot be accepted; it names the field.
+            JobNotFound: There is no such job.
+            InvalidTransition: It runs, or has ended.
+
+        Example:
+            >>> await store.jobs.update(job.id, priority=10, run_at=None)
+        """
+        if priority is not None:
+            check_range("priority", priority, MIN_PRIORITY, MAX_PRIORITY)
+        if max_attempts is not None:
+            check_range("max_attempts", max_attempts, 1, MAX_PRIORITY)
+        changes = jobs.Changes(priority=priority, metadata=check_metadata(metadata), max_attempts=max_attempts)
+        if run_at is not UNCHANGED:
+            changes = changes._replace(run_at="now" if run_at is None else milliseconds("run_at", run_at))
+        if expires_at is not UNCHANGED:
+            changes = changes._replace(
+                expires_at="never" if expires_at is None else milliseconds("expires_at", expires_at)
+            )
+        check_schedule(_moment(run_at), _moment(expires_at))
+        return await self._backend.write(leasing.update, identifier("job_id", job_id), changes, wakes=True)
+
+    async def cancel_all(
+        self,
+        *,
+        status: Statuses = None,
+        session_id: str | None = None,
+        task_type: str | None = None,
+        api_type: str | None = None,
+        cleared: bool | None = None,
+        created_before: datetime | None = None,
+        created_after: datetime | None = None,
+        everything: bool = False,
+    ) -> int:
+        """Cancel all unfinished jobs that the filters of `list` find, hidden ones too, as `cancel` does each.
+
+        In transactions of some hundred jobs: those canceled before a failure stay so.
+
+        Args:
+            status: Of idle, scheduled and running; None is any of them.
+            session_id: Of this session.
+            task_type: Of this task type.
+            api_type: For this API.
+            cleared: Hidden ones: False leaves them out, True means only them, None both.
+            created_before: Before this aware datetime.
+            created_after: At or after this aware datetime.
+            everything: Instead of a filter: without either, nothing is done.
+
+        Returns:
+            How many were canceled or, as they run, asked to end. Those asked already do not count.
+
+        Raises:
+            InvalidArgument: No filter is given, or one cannot be accepted; it names the argument.
+
+        Example:
+            >>> await store.jobs.cancel_all(task_type="summary", status="idle")
+        """
+        where = job_filter(status, session_id, task_type, api_type, cleared, created_before, created_after)
+        _check_meant(where, everything=everything)
+        return await self._in_rounds(bulk.cancel, _within(where, bulk.CANCELABLE, "canceled"))
+
+    async def retry_all(
+        self,
+        *,
+        status: Statuses = None,
+        session_id: str | None = None,
+        task_type: str | None = None,
+        api_type: str | None = None,
+        cleared: bool | None = None,
+        created_before: datetime | None = None,
+        created_after: datetime | None = None,
+        everything: bool = False,
+    ) -> int:
+        """Let all jobs run again that have failed and that the filters of `list` find, as `retry` does each.
+
+        In transactions of some hundred jobs. Each job is retried once, also one that soon fails again.
+
+        Args:
+            status: Of failed, canceled and completed; None is failed, as to repeat completed jobs costs money.
+            session_id: Of this session.
+            task_type: Of this task type.
+            api_type: For this API.
+            cleared: Hidden ones: False leaves them out, True means only them, None both.
+            created_before: Before this aware datetime.
+            created_after: At or after this aware datetime.
+            everything: Instead of a filter: without either, nothing is done.
+
+        Returns:
+            How many are idle again.
+
+        Raises:
+            InvalidArgument: No filter is given, or one cannot be accepted; it names the argument.
+
+        Example:
+            >>> await store.jobs.retry_all(status="failed", created_after=yesterday)
+        """
+        where = job_filter(status, session_id, task_type, api_type, cleared, created_before, created_after)
+        _check_meant(where, everything=everything)
+        if where.statuses is None:
+            where = replace(where, statuses=(JobStatus.FAILED,))
+        return await self._in_rounds(bulk.retry, _within(where, bulk.RETRYABLE, "retried"))
+
+    async def clear_all(
+        self,
+        *,
+        status: Statuses = None,
+        session_id: str | None = None,
+        task_type: str | None = None,
+        api_type: str | None = None,
+        created_before: datetime | None = None,
+        created_after: datetime | None = None,
+        everything: bool = False,
+    ) -> int:
+        """Hide all jobs that the filters of `list` find, as `clear` does each; the arguments are those of `cancel_all`.
+
+        Returns:
+            How many were not hidden before.
+
+        Raises:
+            InvalidArgument: No filter is given, or one cannot be accepted; it names the argument.
+
+        Example:
+            >>> await store.jobs.clear_all(status=["completed", "canceled"])
+        """
+        where = job_filter(status, session_id, task_type, api_type, None, created_before, created_after)
+        _check_meant(where, everything=everything)
+        return await self._in_rounds(bulk.clear, replace(where, cleared=False))
+
+    async def _in_rounds(
+        self, make_operation: MakeOperation[[JobFilter, Cursor | None], bulk.Round], where: JobFilter
+    ) -> int:
+        total, cursor = 0, None
+        while True:
+            done = await self._backend.write(make_operation, where, cursor, wakes=True)
+            total += done.changed
+            cursor = done.cursor
+            if cursor is None:
+                return total
+
     async def cancel_session(self, session_id: str) -> int:
         """Cancel all unfinished jobs of a session; return how many that were.
 
@@ -41,7 +210,8 @@ class JobControl:
     async def retry(self, job_id: str) -> Job:
         """failed, canceled or completed → idle, with all its attempts before it again.
 
-        What it answered before stays readable until a new answer is recorded.
+        What it answered before stays readable until a new answer is recorded. An `expires_at` that has passed is
+        dropped.
 
         Raises:
             JobNotFound: There is no such job.
@@ -86,6 +256,25 @@ class JobControl:
         """
         age = not_negative("older_than", older_than)
         return await delete_all(self._backend, jobs.prune, age)
+
+
+def _moment(given: datetime | Unchanged | None) -> datetime | None:
+    return given if isinstance(given, datetime) else None
+
+
+def _check_meant(where: JobFilter, *, everything: bool) -> None:
+    """Refuse what may be a mistake: no filter at all, or one beside `everything`."""
+    if everything == (where != JobFilter()):
+        raise InvalidArgument("everything", "name jobs by at least one filter, or pass everything=True without any")
+
+
+def _within(where: JobFilter, possible: Sequence[JobStatus], done: str) -> JobFilter:
+    """Return the filter with only those statuses that something can be done about."""
+    if where.statuses is None:
+        return replace(where, statuses=possible)
+    if not set(where.statuses) <= set(possible):
+        raise InvalidArgument("status", f"must be of those that can be {done}: {', '.join(possible)}")
+    return where
 
 
 async def delete_all(backend: Backend, make_operation: Any, argument: object) -> int:  # noqa: ANN401

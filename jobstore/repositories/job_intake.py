@@ -37,6 +37,7 @@ class JobIntake(JobWork):
         metadata: Mapping[str, JsonValue] | None = None,
         priority: int = 0,
         run_at: datetime | None = None,
+        expires_at: datetime | None = None,
         max_attempts: int = 3,
         timeout: float | None = None,
         idempotency_key: str | None = None,
@@ -52,6 +53,9 @@ class JobIntake(JobWork):
             metadata: Anything that JSON can express.
             priority: A 32-bit integer; higher is claimed first.
             run_at: Not before this aware datetime.
+            expires_at: No attempt begins at or after this aware datetime, neither the first nor another: if the job
+                waits then, it is canceled with the `error_type` "expired". One that has passed already is no error:
+                the job is recorded, and canceled at once.
             max_attempts: How often it may be tried.
             timeout: Seconds that one attempt may take.
             idempotency_key: With a key that was used before, the job made then is returned, and none is made.
@@ -73,6 +77,7 @@ class JobIntake(JobWork):
             metadata={} if metadata is None else plain_dict(metadata),
             priority=priority,
             run_at=run_at,
+            expires_at=expires_at,
             max_attempts=max_attempts,
             timeout=timeout,
             idempotency_key=idempotency_key,

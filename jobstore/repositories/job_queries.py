@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import builtins
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator
 from datetime import datetime
 
 from jobstore.errors import InvalidArgument
 from jobstore.lifecycle import JobStatus
-from jobstore.models import Attempt, Job, JobStats, Page
-from jobstore.operations import attempts, jobs, leasing, listing
+from jobstore.models import Attempt, Explanation, Job, JobStats, Page
+from jobstore.operations import attempts, explaining, jobs, leasing, listing
 from jobstore.repositories import texts, watching
-from jobstore.repositories.arguments import check_range, identifier, milliseconds
+from jobstore.repositories.arguments import check_range, identifier
 from jobstore.repositories.backend import Backend
+from jobstore.repositories.filters import Statuses, job_filter
 from jobstore.sql import Operation, fetch_one
 
 LONGEST_SLEEP = 30.0
@@ -36,7 +37,7 @@ class JobQueries:
     async def list(
         self,
         *,
-        status: JobStatus | str | Sequence[JobStatus | str] | None = None,
+        status: Statuses = None,
         session_id: str | None = None,
         task_type: str | None = None,
         api_type: str | None = None,
@@ -71,14 +72,14 @@ class JobQueries:
         if order not in {"newest", "active"}:
             raise InvalidArgument("order", 'must be "newest" or "active"')
         check_range("limit", limit, 1, jobs.MAX_ROWS)
-        where = _filter(status, session_id, task_type, api_type, cleared, created_before, created_after)
+        where = job_filter(status, session_id, task_type, api_type, cleared, created_before, created_after)
         begin = None if cursor is None else listing.Cursor.decode(cursor)
         return await self._backend.read(listing.list_jobs, where, order, limit, begin)
 
     async def count(
         self,
         *,
-        status: JobStatus | str | Sequence[JobStatus | str] | None = None,
+        status: Statuses = None,
         session_id: str | None = None,
         task_type: str | None = None,
         api_type: str | None = None,
@@ -87,7 +88,7 @@ class JobQueries:
         created_after: datetime | None = None,
     ) -> int:
         """Return how many jobs there are; the arguments are those of `list`, but hidden jobs count as well."""
-        where = _filter(status, session_id, task_type, api_type, cleared, created_before, created_after)
+        where = job_filter(status, session_id, task_type, api_type, cleared, created_before, created_after)
         return await self._backend.read(listing.count_jobs, where)
 
     async def stats(self) -> JobStats:
@@ -97,6 +98,20 @@ class JobQueries:
     async def attempts(self, job_id: str) -> builtins.list[Attempt]:
         """Return a job's attempts, the first first; none for an unknown job."""
         return await self._backend.read(attempts.attempts, identifier("job_id", job_id))
+
+    async def explain(self, job_id: str) -> Explanation:
+        """Say in a sentence why a job is not running, or what became of it, with what that was told from.
+
+        Only workers that are registered are known, which `Worker` does by itself: whoever calls `claim` is not.
+
+        Raises:
+            JobNotFound: There is no such job.
+
+        Example:
+            >>> (await store.jobs.explain(job.id)).text
+            'It waits: API claude is paused until 2030-01-31 08:00:00 UTC (the key is being replaced).'
+        """
+        return await self._backend.read(explaining.explain, identifier("job_id", job_id))
 
     async def read_prompt(self, job_id: str) -> str:
         """Return the whole prompt of a job.
@@ -170,11 +185,11 @@ class JobQueries:
         signal = self._backend.engine.changes
         while True:
             seen = signal.count
-            status, due = await self._backend.read(_status_and_lease, job_id)
+            status, due = await self._backend.read(_status_and_rescue, job_id)
             if status.is_terminal:
                 return
             if await self._backend.wait(signal, seen, self._until(due)) == seen:
-                # The holder of some lease is gone, and perhaps there is nobody else who would claim and rescue.
+                # Some lease has ended, or some job has expired, and perhaps there is nobody else who would claim.
                 await self._backend.write(leasing.rescue_due, wakes=True)
 
     def watch(self, session_id: str) -> AsyncIterator[Job]:
@@ -219,40 +234,9 @@ class JobQueries:
         return min(LONGEST_SLEEP, max(0, due - self._backend.engine.clock()) / 1000)
 
 
-def _status_and_lease(now: int, job_id: str) -> Operation[tuple[JobStatus, int | None]]:
-    """Return a job's status, and when the next lease ends; a `run_at` that has passed is no reason to look again."""
+def _status_and_rescue(now: int, job_id: str) -> Operation[tuple[JobStatus, int | None]]:
+    """Return a job's status, and when the next lease ends or job expires: what `leasing.rescue_due` deals with."""
     status, _ = yield from jobs.status(now, job_id)
-    row = yield from fetch_one(jobs.NEXT_DUE)
-    return status, None if row is None else row["lease"]
-
-
-def _filter(
-    status: JobStatus | str | Sequence[JobStatus | str] | None,
-    session_id: str | None,
-    task_type: str | None,
-    api_type: str | None,
-    cleared: bool | None,  # noqa: FBT001 - handed on by name above
-    created_before: datetime | None,
-    created_after: datetime | None,
-) -> listing.JobFilter:
-    if cleared not in {None, False, True}:
-        raise InvalidArgument("cleared", "must be True, False or None")
-    return listing.JobFilter(
-        statuses=_statuses(status),
-        session_id=session_id,
-        task_type=task_type,
-        api_type=api_type,
-        cleared=cleared,
-        created_before=milliseconds("created_before", created_before),
-        created_after=milliseconds("created_after", created_after),
-    )
-
-
-def _statuses(status: JobStatus | str | Sequence[JobStatus | str] | None) -> list[JobStatus] | None:
-    if status is None:
-        return None
-    several = [status] if isinstance(status, str) or not isinstance(status, Iterable) else status
-    try:
-        return list(dict.fromkeys(map(JobStatus, several)))
-    except ValueError:
-        raise InvalidArgument("status", f"must be one of {', '.join(JobStatus)}") from None
+    row = (yield from fetch_one(jobs.NEXT_DUE)) or {}
+    times = (row.get("lease"), row.get("expires_at"))
+    return status, min((time for time in times if time is not None), default=None)

@@ -10,10 +10,10 @@ from typing import Any
 from pydantic import JsonValue
 
 from jobstore.aio import finish, in_thread, together
-from jobstore.errors import JobStoreError, LeaseLost, OutputError
+from jobstore.errors import InvalidArgument, JobStoreError, LeaseLost, OutputError
 from jobstore.lifecycle import AttemptOutcome
 from jobstore.models import Attempt, Claim, Heartbeat, Job, Text, Usage, check_identifier
-from jobstore.operations import attempts, leasing
+from jobstore.operations import attempts, leasing, pausing
 from jobstore.operations import texts as operations
 from jobstore.outputs import OutputWriter, TextDecoder
 from jobstore.repositories import texts
@@ -57,7 +57,8 @@ class JobWork:
     ) -> list[Claim]:
         """Idle → running, for up to `limit` jobs: the highest priority first, then the oldest.
 
-        Leases that have ended are rescued first, and scheduled jobs that fell due are promoted. Cancelling
+        Leases that have ended are rescued first, jobs that have expired are canceled, and scheduled jobs that fell due
+        are promoted. Lanes that are paused are passed over; see `store.lanes`. Cancelling
         this call gives back what it got. A job whose prompt cannot be read from its file fails, and the others
         are returned.
 
@@ -248,8 +249,8 @@ class JobWork:
     ) -> Job:
         """Running → completed. Repeating one's own `complete` returns the job.
 
-        A late answer, after the lease was lost, counts while no later attempt has begun and the job was not
-        canceled, because answers cost money.
+        A late answer, after the lease was lost, counts while no later attempt has begun and nobody canceled the
+        job, because answers cost money.
 
         Args:
             claim: What was claimed.
@@ -324,6 +325,7 @@ class JobWork:
         retry_in: float | None = None,
         error_type: str | None = None,
         traceback: str | None = None,
+        pause_lane: bool = False,
     ) -> Job:
         """Running → scheduled if `retry_in` seconds are given and attempts remain, else failed.
 
@@ -335,9 +337,16 @@ class JobWork:
             retry_in: Seconds until it may be tried again; None is never.
             error_type: A short name of what went wrong.
             traceback: Where it went wrong; it is kept with the attempt.
+            pause_lane: Claim nothing of the same task type for the same API either, for `retry_in` seconds: the API
+                has said that it wants to be left alone. In the same transaction, and also if this job has no
+                attempts left. A pause that would last longer already stays as it is.
 
         Raises:
+            InvalidArgument: The lane is to be paused, but `retry_in` does not say for how long.
             LeaseLost: The attempt has ended. Nothing was changed.
+
+        Example:
+            >>> await store.jobs.fail(claim, "too many requests", retry_in=30.0, pause_lane=True)
         """
         check_claim(claim)
         kind = optional_text("error_type", error_type)
@@ -345,7 +354,12 @@ class JobWork:
             kind = kind or type(error).__name__
         delay = None if retry_in is None else not_negative("retry_in", retry_in)
         message = storable(error)
-        return await self._end(attempts.fail, claim, kind, message, delay, optional_text("traceback", traceback))
+        where = optional_text("traceback", traceback)
+        if not pause_lane:
+            return await self._end(attempts.fail, claim, kind, message, delay, where)
+        if delay is None:
+            raise InvalidArgument("pause_lane", "needs retry_in, the seconds for which the lane is paused")
+        return await self._end(pausing.fail_and_pause, claim, kind, message, delay, where)
 
     async def snooze(self, claim: Claim, seconds: float) -> Job:
         """Running → scheduled in so many seconds. It does not use up an attempt.

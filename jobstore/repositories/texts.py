@@ -11,7 +11,7 @@ from typing import NamedTuple
 from jobstore.aio import in_thread
 from jobstore.clock import to_milliseconds
 from jobstore.errors import OutputError, OutputRestarted
-from jobstore.lifecycle import JobStatus
+from jobstore.lifecycle import WAITING, JobStatus
 from jobstore.models import Job
 from jobstore.operations import jobs, leasing, texts
 from jobstore.outputs import Outputs, TextDecoder, check_whole
@@ -100,11 +100,12 @@ async def tail(backend: Backend, job_id: str) -> AsyncIterator[str]:
 
 
 def _is_forsaken(backend: Backend, state: texts.Latest) -> bool:
-    """Whether a job runs on although its lease has ended: its holder is gone, and nobody has claimed since."""
-    attempt = state.attempt
-    if state.job.status is not JobStatus.RUNNING or attempt is None:
-        return False
-    return to_milliseconds(attempt.lease_expires_at) <= backend.engine.clock()
+    """Whether nobody has claimed since the job's lease ended, its holder being gone, or since it expired waiting."""
+    job, attempt = state
+    end = job.expires_at if job.status in WAITING else None
+    if job.status is JobStatus.RUNNING and attempt is not None:
+        end = attempt.lease_expires_at
+    return end is not None and to_milliseconds(end) <= backend.engine.clock()
 
 
 class _Row(NamedTuple):

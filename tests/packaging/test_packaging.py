@@ -46,6 +46,8 @@ PUBLIC = [
     "DatabaseNotFound",
     "DiskFailed",
     "DiskFull",
+    "Explanation",
+    "ExplanationReason",
     "Heartbeat",
     "InvalidArgument",
     "InvalidJob",
@@ -56,6 +58,7 @@ PUBLIC = [
     "JobStatus",
     "JobStore",
     "JobStoreError",
+    "Lane",
     "LaneStats",
     "LeaseLost",
     "MakeOperation",
@@ -66,6 +69,7 @@ PUBLIC = [
     "OutputError",
     "OutputRestarted",
     "Page",
+    "Pause",
     "PoolTimeout",
     "PromotionError",
     "ReadOnlyDatabase",
@@ -75,6 +79,8 @@ PUBLIC = [
     "SessionNotFound",
     "StatementFailed",
     "StoreClosed",
+    "UNCHANGED",
+    "Unchanged",
     "Usage",
     "close_database",
     "drive",
@@ -112,7 +118,7 @@ def test_public_classes_say_what_they_are(kind: type) -> None:
 
 def test_every_public_method_of_the_repositories_is_documented() -> None:
     store = jobstore.JobStore
-    for name in ("jobs", "sessions", "files", "cached_state", "kv", "migrations"):
+    for name in ("jobs", "lanes", "sessions", "files", "cached_state", "kv", "migrations"):
         repository = inspect.signature(getattr(store, name).fget).return_annotation
         module = inspect.getmodule(store)
         assert module is not None

@@ -181,3 +181,14 @@ def test_an_error_that_came_of_itself_is_told_once() -> None:
     error.__cause__ = KeyError()
     error.__cause__.__cause__ = error
     assert describe(error).splitlines() == ["ValueError", "which came of KeyError"]
+
+
+async def test_a_retry_can_pause_its_lane_for_everyone(store: JobStore, clock: FakeClock) -> None:
+    worker = Worker(store)
+    failing(worker, Retry(after=30, reason="too many requests", pause_lane=True))
+    await run_once(store, worker)
+    other = await store.jobs.enqueue("p", task_type="task", api_type="api")
+    elsewhere = await store.jobs.enqueue("p", task_type="task", api_type="another api")
+    assert [claim.job_id for claim in await store.jobs.claim("anyone", limit=10)] == [elsewhere.id]
+    clock.advance(31)
+    assert other.id in {claim.job_id for claim in await store.jobs.claim("anyone", limit=10)}

@@ -1,0 +1,66 @@
+"""Operations that cancel, retry or clear the next of many jobs: those that a filter finds, newest first.
+
+Each job is looked at once: who begins behind the last never meets one that has come back, or that came meanwhile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from jobstore.lifecycle import TERMINAL, WAITING, JobStatus
+from jobstore.operations import jobs, leasing
+from jobstore.operations.jobs import SET_CANCELED, SET_RETRIED
+from jobstore.operations.listing import Cursor, JobFilter, ids
+from jobstore.sql import Operation, execute, placeholders
+
+CANCELABLE = (JobStatus.RUNNING, *WAITING)
+RETRYABLE = TERMINAL
+ROUND_ROWS = jobs.MAX_ROWS // 2
+"""The rest is left to the leases and jobs that a round has to settle first."""
+
+
+class Round(NamedTuple):
+    """What one round changed."""
+
+    changed: int
+    cursor: Cursor | None
+    """Where the next round begins; None at the end."""
+
+
+def cancel(now: int, where: JobFilter, cursor: Cursor | None) -> Operation[Round]:
+    """Idle or scheduled → canceled. Running jobs that are not asked to end yet are asked to."""
+    yield from leasing.rescue_due(now)
+    found, following = yield from ids(now, where, ROUND_ROWS, cursor)
+    changed = yield from _set(now, SET_CANCELED, found, CANCELABLE, "AND cancel_requested_at IS NULL")
+    return Round(changed, following)
+
+
+def retry(now: int, where: JobFilter, cursor: Cursor | None) -> Operation[Round]:
+    """failed, canceled or completed → idle, with all their attempts before them again."""
+    yield from leasing.rescue_due(now)
+    found, following = yield from ids(now, where, ROUND_ROWS, cursor)
+    changed = yield from _set(now, SET_RETRIED, found, RETRYABLE)
+    return Round(changed, following)
+
+
+def clear(now: int, where: JobFilter, cursor: Cursor | None) -> Operation[Round]:
+    """Hide jobs from lists."""
+    found, following = yield from ids(now, where, ROUND_ROWS, cursor)
+    return Round((yield from jobs.clear(now, found)) if found else 0, following)
+
+
+def _set(
+    now: int, assignments: str, found: list[str], statuses: Sequence[JobStatus], guard: str = ""
+) -> Operation[int]:
+    if not found:
+        return 0
+    names, parameters = placeholders("id", found)
+    allowed = ", ".join(f"'{status}'" for status in statuses)
+    return (
+        yield from execute(
+            f"UPDATE background_jobs SET {assignments} WHERE id IN ({names}) AND status IN ({allowed}) {guard}",
+            now=now,
+            **parameters,
+        )
+    )

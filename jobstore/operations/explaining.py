@@ -1,0 +1,187 @@
+"""Operations that tell why a job is not running: what a claim would see, in words."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from datetime import datetime
+from functools import partial
+from typing import NamedTuple
+
+from jobstore.clock import from_milliseconds, to_milliseconds
+from jobstore.lifecycle import EXPIRED, JobStatus
+from jobstore.models import Attempt, Explanation, ExplanationReason, Job, Pause
+from jobstore.operations import attempts, jobs, pausing
+from jobstore.sql import Operation, fetch_all, fetch_one, placeholders
+
+MAX_AHEAD = 1000
+"""How many jobs ahead are counted: to read more would take long, and nobody needs to know."""
+MAX_WORKERS = 1000
+
+
+class _Told(NamedTuple):
+    reason: ExplanationReason
+    text: str
+    until: datetime | None
+
+
+class _Workers(NamedTuple):
+    """The live workers that are registered for a task type."""
+
+    number: int
+    places: int
+    """How many jobs they could still take when they last said so."""
+    others: int
+    """How many live workers there are for other task types."""
+    task_types: list[str]
+    """All that they handle."""
+
+
+def explain(now: int, job_id: str) -> Operation[Explanation]:
+    """Say why a job is not running, or what became of it.
+
+    Raises:
+        JobNotFound: There is no such job.
+    """
+    job = yield from jobs.get(now, job_id)
+    attempt = yield from attempts.get_attempt(now, job_id, job.attempt)
+    pause = pausing.longest((yield from pausing.pauses(now)), job.task_type, job.api_type)
+    known = partial(
+        Explanation,
+        job_id=job.id,
+        status=job.status,
+        pause=pause,
+        worker_id=None if attempt is None else attempt.worker_id,
+    )
+    told = _told_by_itself(from_milliseconds(now), job, attempt, pause)
+    if told is not None:
+        return known(**told._asdict())
+    workers = yield from _workers(now, job.task_type)
+    if not workers.number:
+        return known(reason=ExplanationReason.NO_WORKER, text=_without_worker(job, workers.others))
+    ahead = yield from _ahead(now, job, workers.task_types)
+    reason = ExplanationReason.BEHIND if ahead else ExplanationReason.NEXT
+    return known(reason=reason, text=_in_line(ahead, workers), workers=workers.number, ahead=ahead)
+
+
+def _told_by_itself(now: datetime, job: Job, attempt: Attempt | None, pause: Pause | None) -> _Told | None:
+    """Return what the job's own rows and its lane tell; None if it waits for a worker."""
+    if job.status.is_terminal:
+        return _ended(job)
+    if job.status is JobStatus.RUNNING and attempt is not None:
+        return _running(now, job, attempt)
+    if job.expires_at is not None and job.expires_at <= now:
+        text = f"It expired at {_utc(job.expires_at)} while it waited: the next claim cancels it."
+        return _Told(ExplanationReason.EXPIRED, text, job.expires_at)
+    if job.run_at > now:
+        after = f", after {_tries(job)} ({job.error_type})" if job.attempts_used and job.error_type else ""
+        text = f"It waits for its time: it is scheduled for {_utc(job.run_at)}{after}."
+        return _Told(ExplanationReason.SCHEDULED, text, job.run_at)
+    return None if pause is None else _paused(pause)
+
+
+def _ended(job: Job) -> _Told:
+    at = _utc(job.finished_at)
+    if job.status is JobStatus.COMPLETED:
+        return _Told(ExplanationReason.COMPLETED, f"It was completed at {at}.", job.finished_at)
+    if job.error_type == EXPIRED and job.status is JobStatus.CANCELED:
+        text = f"It was canceled at {at}: it still waited when it expired."
+        return _Told(ExplanationReason.EXPIRED, text, job.finished_at)
+    if job.status is JobStatus.CANCELED:
+        return _Told(ExplanationReason.CANCELED, f"It was canceled at {at}.", job.finished_at)
+    kind = f" ({job.error_type})" if job.error_type else ""
+    if job.attempts_used >= job.max_attempts:
+        text = f"It failed at {at}{kind}: {_tries(job)} are used up. Retry it by hand."
+        return _Told(ExplanationReason.ATTEMPTS_USED_UP, text, job.finished_at)
+    text = f"It failed for good at {at}{kind}, after {_tries(job)}. Retry it by hand."
+    return _Told(ExplanationReason.FAILED, text, job.finished_at)
+
+
+def _running(now: datetime, job: Job, attempt: Attempt) -> _Told:
+    end = attempt.lease_expires_at
+    holds = f"worker {attempt.worker_id} has leased it until {_utc(end)}"
+    if end <= now:
+        text = (
+            f"Worker {attempt.worker_id} was lost, its lease ended at {_utc(end)}: the next claim gives the job back."
+        )
+        return _Told(ExplanationReason.LEASE_ENDED, text, end)
+    if job.cancel_requested_at is not None:
+        text = f"It was asked to end at {_utc(job.cancel_requested_at)}; {holds}."
+        return _Told(ExplanationReason.CANCEL_REQUESTED, text, end)
+    return _Told(ExplanationReason.RUNNING, f"It is running: {holds}.", end)
+
+
+def _paused(pause: Pause) -> _Told:
+    end = "until someone resumes it" if pause.until is None else f"until {_utc(pause.until)}"
+    why = f" ({pause.reason})" if pause.reason else ""
+    return _Told(ExplanationReason.PAUSED, f"It waits: {pause.scope} is paused {end}{why}.", pause.until)
+
+
+def _without_worker(job: Job, others: int) -> str:
+    alive = f"only {_several(others, 'live worker')} for others" if others else "and no other either"
+    return f"It waits: no live worker is registered for task type {job.task_type}, {alive}."
+
+
+def _in_line(ahead: int, workers: _Workers) -> str:
+    they = (
+        f"{_several(workers.number, 'live worker')}, with {_several(workers.places, 'free place')} when last heard of"
+    )
+    if not ahead:
+        return f"It is the next in line for {they}."
+    least = "at least " if ahead == MAX_AHEAD else ""
+    return f"It waits for its turn: {least}{_several(ahead, 'job')} ahead of it for {they}."
+
+
+def _workers(now: int, task_type: str) -> Operation[_Workers]:
+    rows = yield from fetch_all(
+        f"SELECT task_types, concurrency, running FROM workers WHERE expires_at > :now ORDER BY id LIMIT {MAX_WORKERS}",
+        now=now,
+    )
+    handled: list[list[str]] = [json.loads(row["task_types"]) for row in rows]
+    mine = [(row, types) for row, types in zip(rows, handled, strict=True) if task_type in types]
+    return _Workers(
+        number=len(mine),
+        places=sum(max(0, row["concurrency"] - row["running"]) for row, _ in mine),
+        others=len(rows) - len(mine),
+        task_types=sorted({name for _, types in mine for name in types}),
+    )
+
+
+def _ahead(now: int, job: Job, task_types: Sequence[str]) -> Operation[int]:
+    """Count the jobs that workers of these task types would claim before a job, in the order of a claim."""
+    names, parameters = placeholders("task", task_types)
+    stretches = (  # of each lane's end of the index, none read further than it counts
+        "priority > :priority",
+        "priority = :priority AND run_at < :run_at",
+        "priority = :priority AND run_at = :run_at AND id < :id",
+    )
+    counts = " + ".join(
+        f"""(SELECT COUNT(*) FROM (
+            SELECT 1 FROM background_jobs AS job WHERE job.status = 'idle' AND job.task_type = lane.task_type
+                AND job.api_type = lane.api_type AND {stretch} LIMIT {MAX_AHEAD}) AS counted)"""
+        for stretch in stretches
+    )
+    row = yield from fetch_one(
+        f"""
+        SELECT SUM({counts}) AS ahead FROM lanes AS lane
+        WHERE lane.task_type IN ({names}) AND {pausing.NOT_PAUSED}
+        """,
+        now=now,
+        priority=job.priority,
+        run_at=to_milliseconds(job.run_at),
+        id=job.id,
+        **parameters,
+    )
+    return min(MAX_AHEAD, int(row["ahead"] or 0)) if row else 0
+
+
+def _tries(job: Job) -> str:
+    return f"{job.attempts_used} of {_several(job.max_attempts, 'attempt')}"
+
+
+def _several(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def _utc(moment: datetime | None) -> str:
+    return "" if moment is None else f"{moment:%Y-%m-%d %H:%M:%S} UTC"
