@@ -41,21 +41,16 @@ from jobstore.models import (
     AppliedMigration,
     Attempt,
     Claim,
-    Explanation,
-    ExplanationReason,
     Heartbeat,
     Job,
-    JobStats,
-    Lane,
-    LaneStats,
     NewJob,
     Page,
-    Pause,
     Session,
     Unchanged,
     Usage,
 )
 from jobstore.operations.jobs import enqueue_new as enqueue
+from jobstore.overviews import Explanation, ExplanationReason, JobStats, Lane, LaneStats, Pause, WorkerInfo
 from jobstore.sql import MakeOperation, Operation, Row, execute, execute_many, fetch_all, fetch_one
 from jobstore.store import JobStore, close_database, ensure_connection
 from jobstore.transactions import drive
@@ -110,6 +105,7 @@ __all__ = [
     "StoreClosed",
     "Unchanged",
     "Usage",
+    "WorkerInfo",
     "close_database",
     "drive",
     "enqueue",

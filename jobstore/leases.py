@@ -1,4 +1,4 @@
-"""Keeps leases alive from a thread of its own, so that a blocked event loop does not lose its jobs.
+"""Keeps leases and workers alive from a thread of its own, so that a blocked event loop does not lose its jobs.
 
 One statement renews all claims, through the store's own writing connection, between two batches: a second
 connection would wait behind the first one's batches (up to 640 ms, measured; at most 0.5 ms this way).
@@ -17,7 +17,8 @@ from jobstore.clock import seconds
 from jobstore.engines.base import Engine
 from jobstore.errors import JobStoreError
 from jobstore.models import Claim, Heartbeat
-from jobstore.operations import leasing
+from jobstore.operations import leasing, registering
+from jobstore.operations.registering import Registration
 
 logger = logging.getLogger(__name__)
 
@@ -26,6 +27,8 @@ BEATS_PER_LEASE = 3
 """So that two beats in a row may fail before a lease ends."""
 LOOK_SECONDS = 0.05
 """Between looks for cancellations, however much is committed."""
+LIFETIME = 15.0
+"""Seconds that a worker counts as alive after it was last heard of, which it is three times as often."""
 
 
 @dataclass(slots=True)
@@ -51,6 +54,9 @@ class LeaseKeeper:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._kept: dict[tuple[str, int], _Kept] = {}
+        self._present: dict[str, tuple[Registration, Callable[[], int]]] = {}
+        self._renewed = 0.0  # when that workers live was last told
+        self._renewing = False
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -73,10 +79,7 @@ class LeaseKeeper:
         kept = _Kept(lease, asyncio.get_running_loop(), lost, cancel_requested)
         with self._lock:
             self._kept[claim.job_id, claim.attempt] = kept
-            if self._thread is None and not self._closed:
-                self._thread = threading.Thread(target=self._run, name="jobstore-leases", daemon=True)
-                self._thread.start()
-                self._watcher = kept.loop.create_task(self._watch())
+            self._start_once(kept.loop)
             comes_in_time = self._planned <= lease / BEATS_PER_LEASE
         self._something.set()
         if not comes_in_time:  # else the thread sleeps on: to wake it for each claim cost more than the claim
@@ -86,6 +89,20 @@ class LeaseKeeper:
         """Renew a claim's lease no more."""
         with self._lock:
             self._kept.pop((claim.job_id, claim.attempt), None)
+
+    def announce(self, worker: Registration, running: Callable[[], int]) -> None:
+        """Tell from now on that a worker lives, and how many jobs it runs; it was told just now."""
+        with self._lock:
+            self._present[worker.id] = worker, running
+            self._start_once(asyncio.get_running_loop())
+        self._poke()
+
+    async def withdraw(self, worker: Registration) -> None:
+        """Tell no more that a worker lives, once this returns."""
+        with self._lock:
+            self._present.pop(worker.id, None)
+        while self._renewing:  # noqa: ASYNC110 - it is the thread's, and over in a moment
+            await asyncio.sleep(0.001)
 
     def ending(self, claim: Claim) -> contextlib.AbstractContextManager[None]:
         """Say nothing of a claim while its holder ends it; forget it if that succeeds."""
@@ -110,11 +127,18 @@ class LeaseKeeper:
         with self._lock:
             self._closed = True
             self._kept.clear()
+            self._present.clear()
             thread = self._thread
         self._poke()
         while thread is not None and thread.is_alive():  # noqa: ASYNC110 - a thread's end sets no event
             # For a beat at most; a join would block the loop that the thread may be answering.
             await asyncio.sleep(0.001)
+
+    def _start_once(self, loop: asyncio.AbstractEventLoop) -> None:
+        if self._thread is None and not self._closed:
+            self._thread = threading.Thread(target=self._run, name="jobstore-leases", daemon=True)
+            self._thread.start()
+            self._watcher = loop.create_task(self._watch())
 
     def _poke(self) -> None:
         loop, changed = self._loop, self._changed
@@ -148,6 +172,7 @@ class LeaseKeeper:
     async def _beat_until_closed(self) -> None:
         self._changed = asyncio.Event()
         self._loop = asyncio.get_running_loop()
+        self._renewed = self._loop.time()
         next_beat = self._loop.time() + self._interval()
         while not self._closed:
             with contextlib.suppress(TimeoutError):
@@ -157,13 +182,15 @@ class LeaseKeeper:
             now = self._loop.time()
             if now >= next_beat:
                 await self._beat()
+                await self._renew_workers(self._loop.time())
                 next_beat = now + self._interval()
             else:  # a shorter lease may have come
                 next_beat = min(next_beat, now + self._interval())
 
     def _interval(self) -> float:
         with self._lock:
-            shortest = min((kept.lease for kept in self._kept.values()), default=BEATS_PER_LEASE)
+            shortest = min((kept.lease for kept in self._kept.values()), default=LIFETIME)
+            shortest = min(shortest, LIFETIME) if self._present else shortest
             self._planned = shortest / BEATS_PER_LEASE
             return self._planned
 
@@ -181,6 +208,21 @@ class LeaseKeeper:
             for beat in answers:
                 self._tell(beat)
         self.beats += 1
+
+    async def _renew_workers(self, now: float) -> None:
+        """Tell that the workers live, if it is time to: leases may be renewed far more often."""
+        if now - self._renewed < LIFETIME / BEATS_PER_LEASE * 0.9:
+            return
+        self._renewed = now
+        with self._lock:
+            present = list(self._present.values())
+            self._renewing = bool(present)
+        for worker, running in present:
+            try:
+                await self._engine.write_aside(registering.renew, worker, running(), seconds(LIFETIME))
+            except Exception as error:  # noqa: BLE001 - without this thread, all leases would end
+                logger.warning("telling that worker %s lives failed: %s", worker.id, type(error).__name__)
+        self._renewing = False
 
     def _tell(self, beat: Heartbeat) -> None:
         if beat.extended and not beat.cancel_requested:

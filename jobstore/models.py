@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from enum import Enum, StrEnum
+from enum import Enum
 from types import MappingProxyType
 from typing import Annotated, Any, ClassVar, Final, Generic, NamedTuple, Self, TypeVar
 
@@ -25,7 +25,9 @@ _STATUS = {status.value: status for status in JobStatus}
 _OUTCOME = {outcome.value: outcome for outcome in AttemptOutcome}
 
 
-class _Model(BaseModel):
+class Model(BaseModel):
+    """What all models have in common: they are frozen, and take nothing for something else."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
@@ -93,7 +95,7 @@ _JSON: TypeAdapter[JsonValue] = TypeAdapter(JsonValue, config=ConfigDict(strict=
 _dumps = json.JSONEncoder(allow_nan=False, ensure_ascii=False, check_circular=False, separators=(",", ":")).encode
 
 
-class _Input(_Model):
+class _Input(Model):
     """What users make themselves."""
 
     def __init__(self, **fields: Any) -> None:  # noqa: ANN401 - pydantic validates them
@@ -225,7 +227,7 @@ def check_identifier(field: str, value: object, refusal: type[InvalidArgument] =
     check_name(field, value, refusal)
 
 
-class Job(_Model):
+class Job(Model):
     """A job as the database knew it when it was read.
 
     `prompt` and `response` are None where they were not loaded: in lists, and when they lie in a file
@@ -328,7 +330,7 @@ class Job(_Model):
 _JOB_TIMES = ("run_at", "expires_at", "created_at", "updated_at", "started_at", "finished_at", "cancel_requested_at")
 
 
-class Claim(_Model):
+class Claim(Model):
     """The right to work on a job for a while: one attempt at it, until its lease ends.
 
     Everything a worker reports names its claim, and is refused with `LeaseLost` once the attempt has ended.
@@ -361,7 +363,7 @@ class Claim(_Model):
         return self.job.prompt or ""
 
 
-class Heartbeat(_Model):
+class Heartbeat(Model):
     """The answer to a heartbeat for one claim."""
 
     job_id: str
@@ -372,7 +374,7 @@ class Heartbeat(_Model):
     """Someone wants the job canceled: stop and report, or complete all the same."""
 
 
-class Attempt(_Model):
+class Attempt(Model):
     """One try at a job: a lease with an outcome."""
 
     job_id: str
@@ -408,7 +410,7 @@ class Attempt(_Model):
         )
 
 
-class Session(_Model):
+class Session(Model):
     """A user's session in a project; it groups jobs and remembers what was selected."""
 
     id: str
@@ -446,116 +448,12 @@ class Session(_Model):
         )
 
 
-class Page(_Model, Generic[T]):
+class Page(Model, Generic[T]):
     """A part of a list."""
 
     items: list[T]
     next_cursor: str | None
     """What to pass as `cursor` for the next part; None at the end."""
-
-
-class LaneStats(_Model):
-    """How many jobs of one lane have which status."""
-
-    task_type: str
-    api_type: str
-    counts: dict[JobStatus, int]
-
-
-class Pause(_Model):
-    """Why nothing is claimed from some lanes for a while."""
-
-    task_type: str | None
-    """None is any."""
-    api_type: str | None
-    """None is any."""
-    paused_at: datetime
-    until: datetime | None
-    """When it ends; None is when someone resumes them."""
-    reason: str
-
-    @property
-    def scope(self) -> str:
-        """What is paused, in words."""
-        if self.task_type is None:
-            return "everything" if self.api_type is None else f"API {self.api_type}"
-        return f"task type {self.task_type}" if self.api_type is None else f"lane {self.task_type}/{self.api_type}"
-
-    @classmethod
-    def from_row(cls, row: Mapping[str, Any]) -> Self:
-        """Build a pause from its row."""
-        return cls(
-            task_type=row["task_type"] or None,
-            api_type=row["api_type"] or None,
-            paused_at=from_milliseconds(row["paused_at"]),
-            until=_moment(row["until"]),
-            reason=row["reason"],
-        )
-
-
-class Lane(_Model):
-    """How one lane stands: the jobs of one task type for one API."""
-
-    task_type: str
-    api_type: str
-    idle: int
-    """Jobs that could be claimed, if the lane is not paused."""
-    scheduled: int
-    """Jobs that wait for their time."""
-    running: int
-    oldest_seconds: float | None
-    """For how long the idle job that waits the longest could have been claimed; None without any."""
-    paused: bool
-    paused_until: datetime | None
-    """When the pause ends that lasts the longest; None is when someone resumes it, or without any."""
-    pause_reason: str
-    """Of the same."""
-
-
-class ExplanationReason(StrEnum):
-    """Why a job is not running, or what became of it."""
-
-    COMPLETED = "completed"
-    FAILED = "failed"
-    """For good, with attempts left."""
-    ATTEMPTS_USED_UP = "attempts_used_up"
-    """It failed, with no attempt left."""
-    CANCELED = "canceled"
-    EXPIRED = "expired"
-    """It still waited at its `expires_at`."""
-    RUNNING = "running"
-    CANCEL_REQUESTED = "cancel_requested"
-    """It runs, and was asked to end."""
-    LEASE_ENDED = "lease_ended"
-    """It runs no more, and nobody has claimed since."""
-    SCHEDULED = "scheduled"
-    PAUSED = "paused"
-    NO_WORKER = "no_worker"
-    """No live worker is registered for its task type."""
-    BEHIND = "behind"
-    """Others are ahead of it."""
-    NEXT = "next"
-    """Nothing is ahead of it."""
-
-
-class Explanation(_Model):
-    """Why a job is not running, or what became of it, and what that was told from."""
-
-    job_id: str
-    status: JobStatus
-    reason: ExplanationReason
-    text: str
-    """All of it in a sentence; times are UTC."""
-    until: datetime | None = None
-    """When that ends by itself: its time comes, a pause or a lease ends; or when it ended. None if nobody knows."""
-    pause: Pause | None = None
-    """The pause that keeps its lane the longest, whatever else there is."""
-    worker_id: str | None = None
-    """Who holds it, or held it last."""
-    workers: int = 0
-    """How many live workers are registered for its task type."""
-    ahead: int = 0
-    """How many jobs those would claim before it, if it waits for its turn; counted up to 1,000."""
 
 
 class Unchanged(Enum):
@@ -568,16 +466,7 @@ UNCHANGED: Final = Unchanged.UNCHANGED
 """What an argument is if it is not given, where None means something."""
 
 
-class JobStats(_Model):
-    """How many jobs there are."""
-
-    counts: dict[JobStatus, int]
-    """By status; every status is there."""
-    lanes: list[LaneStats]
-    """In the order of their names."""
-
-
-class AppliedMigration(_Model):
+class AppliedMigration(Model):
     """A step of the schema that was applied."""
 
     name: str

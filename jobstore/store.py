@@ -25,6 +25,7 @@ from jobstore.repositories.lanes import LaneRepository
 from jobstore.repositories.migrations import MigrationRepository
 from jobstore.repositories.sessions import FileRepository, SessionRepository
 from jobstore.repositories.state import CachedStateRepository, KeyValueRepository
+from jobstore.repositories.workers import WorkerRepository
 from jobstore.sql import MakeOperation, Operation, Row, Statement, Value
 
 T = TypeVar("T")
@@ -163,6 +164,11 @@ class JobStore:
         return self._opened().lanes
 
     @property
+    def workers(self) -> WorkerRepository:
+        """The workers that live."""
+        return self._opened().workers
+
+    @property
     def sessions(self) -> SessionRepository:
         """The sessions by project."""
         return self._opened().sessions
@@ -272,6 +278,7 @@ class _Open:
         self.backend = backend
         self.jobs = JobRepository(backend)
         self.lanes = LaneRepository(backend)
+        self.workers = WorkerRepository(backend)
         self.sessions = SessionRepository(backend)
         self.files = FileRepository(backend)
         self.cached_state = CachedStateRepository(backend)

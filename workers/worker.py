@@ -15,6 +15,7 @@ import anyio
 
 from jobstore import Claim, DatabaseError, InvalidArgument, JobStore, JobStoreError
 from jobstore.aio import finish
+from jobstore.version import VERSION
 from jobstore.workers.attempt import RETRY_SECONDS, RunningAttempt, Terms, is_passing
 from jobstore.workers.handlers import AsyncHandler, Handler, SyncHandler
 from jobstore.workers.hooks import Hook, Hooks
@@ -36,6 +37,7 @@ class Worker:
         lease: Seconds until others may have a job, should this process die; renewed while it runs.
         worker_id: The name that attempts carry; by default host, process and a number.
         retry: When jobs are tried again whose handler raised, unless the handler has a policy of its own.
+        version: Of your code, as `jobstore workers` shows it; by default the version of jobstore.
         cancel_grace: Seconds that a handler has to end once it is cancelled. After that its outcome is recorded
             without it, its slot is free, and what it does later is refused.
 
@@ -56,6 +58,7 @@ class Worker:
         concurrency: int = 16,
         lease: float = 30.0,
         worker_id: str | None = None,
+        version: str | None = None,
         retry: Retries | None = None,
         cancel_grace: float = 5.0,
     ) -> None:
@@ -69,6 +72,7 @@ class Worker:
             raise InvalidArgument("cancel_grace", "must be a number of seconds, 0 or more")
         Worker._count += 1
         self.id = worker_id or f"{socket.gethostname()}:{os.getpid()}:{Worker._count}"
+        self.version = VERSION if version is None else version
         self.store = store
         self.concurrency = concurrency
         self.lease = lease
@@ -180,16 +184,29 @@ class Worker:
             raise InvalidArgument("handles", "there is no handler: register one with @worker.handles(task_type)")
         try:
             with heed_signals(self._heed):
-                try:
-                    await self._claim_until_stopped(drain=drain)
-                    await self._wait_for_running(grace)
-                finally:
-                    await finish(self._end_running())
+                async with self._registered():
+                    await self._work(drain=drain, grace=grace)
         finally:
             self._stopping = self._at_once = False
         if self._failure is not None:
             failure, self._failure = self._failure, None
             raise failure
+
+    def _registered(self) -> contextlib.AbstractAsyncContextManager[None]:
+        return self.store.workers.registered(
+            self.id,
+            task_types=self.task_types,
+            concurrency=self.concurrency,
+            version=self.version,
+            running=lambda: self.running,
+        )
+
+    async def _work(self, *, drain: bool, grace: float) -> None:
+        try:
+            await self._claim_until_stopped(drain=drain)
+            await self._wait_for_running(grace)
+        finally:
+            await finish(self._end_running())
 
     def _was_stopped(self) -> bool:
         return self._stopping or self._failure is not None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated
 
 import typer
@@ -17,10 +16,12 @@ from jobstore.cli import (
     pausing,
     promoting,
     showing,
+    workers,
     working,
 )
 from jobstore.cli.options import GroupDb
 from jobstore.cli.reporting import reported
+from jobstore.version import VERSION
 
 app = typer.Typer(
     name="jobstore",
@@ -36,15 +37,8 @@ app = typer.Typer(
 
 def _print_version(wanted: bool) -> None:  # noqa: FBT001 - typer calls it so
     if wanted:
-        typer.echo(f"jobstore {_version()}")
+        typer.echo(f"jobstore {VERSION}")
         raise typer.Exit
-
-
-def _version() -> str:
-    try:
-        return version("jobstore")
-    except PackageNotFoundError:
-        return "(not installed)"
 
 
 @app.callback()
@@ -70,6 +64,7 @@ app.command("clear", no_args_is_help=True)(reported(changing.clear))
 app.command("lanes")(reported(pausing.lanes))
 app.command("pause")(reported(pausing.pause))
 app.command("resume")(reported(pausing.resume))
+app.command("workers")(reported(workers.workers))
 app.command("stats")(reported(listing.stats))
 app.command("promote", no_args_is_help=True)(reported(promoting.promote))
 app.command("work", no_args_is_help=True)(reported(working.work))

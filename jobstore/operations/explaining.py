@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from datetime import datetime
 from functools import partial
@@ -10,13 +9,13 @@ from typing import NamedTuple
 
 from jobstore.clock import from_milliseconds, to_milliseconds
 from jobstore.lifecycle import EXPIRED, JobStatus
-from jobstore.models import Attempt, Explanation, ExplanationReason, Job, Pause
-from jobstore.operations import attempts, jobs, pausing
-from jobstore.sql import Operation, fetch_all, fetch_one, placeholders
+from jobstore.models import Attempt, Job
+from jobstore.operations import attempts, jobs, pausing, registering
+from jobstore.overviews import Explanation, ExplanationReason, Pause
+from jobstore.sql import Operation, fetch_one, placeholders
 
 MAX_AHEAD = 1000
 """How many jobs ahead are counted: to read more would take long, and nobody needs to know."""
-MAX_WORKERS = 1000
 
 
 class _Told(NamedTuple):
@@ -133,17 +132,13 @@ def _in_line(ahead: int, workers: _Workers) -> str:
 
 
 def _workers(now: int, task_type: str) -> Operation[_Workers]:
-    rows = yield from fetch_all(
-        f"SELECT task_types, concurrency, running FROM workers WHERE expires_at > :now ORDER BY id LIMIT {MAX_WORKERS}",
-        now=now,
-    )
-    handled: list[list[str]] = [json.loads(row["task_types"]) for row in rows]
-    mine = [(row, types) for row, types in zip(rows, handled, strict=True) if task_type in types]
+    live = yield from registering.live_workers(now)
+    mine = [worker for worker in live if task_type in worker.task_types]
     return _Workers(
         number=len(mine),
-        places=sum(max(0, row["concurrency"] - row["running"]) for row, _ in mine),
-        others=len(rows) - len(mine),
-        task_types=sorted({name for _, types in mine for name in types}),
+        places=sum(max(0, worker.concurrency - worker.running) for worker in mine),
+        others=len(live) - len(mine),
+        task_types=sorted({name for worker in mine for name in worker.task_types}),
     )
 
 

@@ -15,8 +15,9 @@ from typing import Literal
 
 from jobstore.errors import InvalidArgument
 from jobstore.lifecycle import JobStatus
-from jobstore.models import Job, JobStats, LaneStats, Page
+from jobstore.models import Job, Page
 from jobstore.operations.jobs import LIGHT_COLUMNS, MAX_ROWS
+from jobstore.overviews import JobStats, LaneStats
 from jobstore.sql import Operation, Row, Value, dialect, fetch_all, fetch_one
 
 _COLUMNS = ", ".join(f"job.{name}" for name in LIGHT_COLUMNS.split(", "))

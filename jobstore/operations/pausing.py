@@ -9,8 +9,9 @@ from __future__ import annotations
 from datetime import UTC, datetime
 
 from jobstore.errors import InvalidArgument
-from jobstore.models import Claim, Job, Lane, Pause
+from jobstore.models import Claim, Job
 from jobstore.operations import attempts
+from jobstore.overviews import Lane, Pause
 from jobstore.sql import Operation, Row, execute, fetch_all, fetch_one, guarded
 
 _COLUMNS = "task_type, api_type, paused_at, until, reason"

@@ -9,8 +9,9 @@ from datetime import datetime
 
 from jobstore.errors import InvalidArgument
 from jobstore.lifecycle import JobStatus
-from jobstore.models import Attempt, Explanation, Job, JobStats, Page
+from jobstore.models import Attempt, Job, Page
 from jobstore.operations import attempts, explaining, jobs, leasing, listing
+from jobstore.overviews import Explanation, JobStats
 from jobstore.repositories import texts, watching
 from jobstore.repositories.arguments import check_range, identifier
 from jobstore.repositories.backend import Backend

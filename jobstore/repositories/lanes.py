@@ -6,8 +6,9 @@ import builtins
 from datetime import datetime
 
 from jobstore.errors import InvalidArgument
-from jobstore.models import Lane, Pause, check_identifier, check_name
+from jobstore.models import check_identifier, check_name
 from jobstore.operations import pausing
+from jobstore.overviews import Lane, Pause
 from jobstore.repositories.arguments import milliseconds, positive
 from jobstore.repositories.backend import Backend
 

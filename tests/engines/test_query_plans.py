@@ -48,9 +48,10 @@ def plans(connection: sqlite3.Connection, operation: Operation[Any]) -> list[str
 
 
 def tables_scanned(plan: list[str]) -> list[str]:
-    """Return what is read from one end to the other, apart from the few lanes and the made-up tables."""
+    """Return what is read from one end to the other, apart from the few lanes and pauses and the made-up tables."""
     harmless = (
         "SCAN lane",
+        "SCAN pause",
         "SCAN branch",
         "SCAN chosen",
         "SCAN due",
