@@ -90,7 +90,7 @@ def _ended(job: Job) -> _Told:
         return _Told(ExplanationReason.CANCELED, f"It was canceled at {at}.", job.finished_at)
     kind = f" ({job.error_type})" if job.error_type else ""
     if job.attempts_used >= job.max_attempts:
-        text = f"It failed at {at}{kind}: {_tries(job)} are used up. Retry it by hand."
+        text = f"It failed at {at}{kind}: its attempts are used up, {_tries(job)}. Retry it by hand."
         return _Told(ExplanationReason.ATTEMPTS_USED_UP, text, job.finished_at)
     text = f"It failed for good at {at}{kind}, after {_tries(job)}. Retry it by hand."
     return _Told(ExplanationReason.FAILED, text, job.finished_at)

@@ -22,7 +22,10 @@ if TYPE_CHECKING:
 Act = Callable[..., Any]
 Run = Callable[..., subprocess.CompletedProcess[bytes]]
 
-ALL = ["migrate", "enqueue", "list", "show", "tail", "cancel", "retry", "stats", "work"]
+ALL = [
+    "migrate", "enqueue", "list", "show", "why", "tail", "cancel", "retry", "clear", "lanes", "pause", "resume",
+    "workers", "stats", "work",
+]  # fmt: skip
 NASTY = "red \x1b[31m\x9b31m\x07 🚀\nnext"
 
 
@@ -262,7 +265,7 @@ def test_a_path_that_leads_out_of_the_folder_is_not_opened(command: Command, act
 # Ids
 
 
-@pytest.mark.parametrize("verb", ["show", "tail", "cancel", "retry"])
+@pytest.mark.parametrize("verb", ["show", "why", "tail", "cancel", "retry", "clear"])
 def test_an_unknown_id_is_told(command: Command, verb: str) -> None:
     for job_id in ("none", "abcdef", "01a206e1-fefa-775c-a724-413f9d99e716", "' OR 1=1 --", "%abcdef"):
         assert f"no job {job_id!r}" in command.refused(verb, "--", job_id)
@@ -355,7 +358,10 @@ def test_stats_count_by_lane_and_status(command: Command, act: Act) -> None:
 # What all commands have in common
 
 
-@pytest.mark.parametrize("verb", ["list", "stats", "show", "tail", "cancel", "retry", "enqueue"])
+@pytest.mark.parametrize(
+    "verb",
+    ["list", "stats", "lanes", "pause", "resume", "workers", "show", "why", "tail", "cancel", "retry", "enqueue"],
+)
 @pytest.mark.parametrize(
     ("kind", "complaint"),
     [
@@ -375,7 +381,8 @@ def test_an_unusable_database_is_told_in_one_line(
         path.mkdir()
     if kind == "no database":
         path.write_bytes(b"no database " * 1000)
-    arguments = {"enqueue": ["p", "--task-type", "t", "--api-type", "a"], "list": [], "stats": []}.get(verb, ["abcdef"])
+    named = dict.fromkeys(["list", "stats", "lanes", "pause", "resume", "workers"], [])
+    arguments = {"enqueue": ["p", "--task-type", "t", "--api-type", "a"], **named}.get(verb, ["abcdef"])
     assert complaint in command.refused(verb, *arguments, "--db", path)
 
 
