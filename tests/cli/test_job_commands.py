@@ -26,6 +26,7 @@ ALL = [
     "migrate", "enqueue", "list", "show", "why", "tail", "cancel", "retry", "clear", "lanes", "pause", "resume",
     "workers", "stats", "work",
 ]  # fmt: skip
+WITHOUT_ARGUMENTS = ["list", "stats", "lanes", "pause", "resume", "workers"]
 NASTY = "red \x1b[31m\x9b31m\x07 🚀\nnext"
 
 
@@ -358,10 +359,7 @@ def test_stats_count_by_lane_and_status(command: Command, act: Act) -> None:
 # What all commands have in common
 
 
-@pytest.mark.parametrize(
-    "verb",
-    ["list", "stats", "lanes", "pause", "resume", "workers", "show", "why", "tail", "cancel", "retry", "enqueue"],
-)
+@pytest.mark.parametrize("verb", [*WITHOUT_ARGUMENTS, "show", "why", "tail", "cancel", "retry", "enqueue"])
 @pytest.mark.parametrize(
     ("kind", "complaint"),
     [
@@ -381,8 +379,8 @@ def test_an_unusable_database_is_told_in_one_line(
         path.mkdir()
     if kind == "no database":
         path.write_bytes(b"no database " * 1000)
-    named = dict.fromkeys(["list", "stats", "lanes", "pause", "resume", "workers"], [])
-    arguments = {"enqueue": ["p", "--task-type", "t", "--api-type", "a"], **named}.get(verb, ["abcdef"])
+    arguments = ["p", "--task-type", "t", "--api-type", "a"] if verb == "enqueue" else ["abcdef"]
+    arguments = [] if verb in WITHOUT_ARGUMENTS else arguments
     assert complaint in command.refused(verb, *arguments, "--db", path)
 
 

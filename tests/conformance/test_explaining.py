@@ -128,7 +128,7 @@ async def test_a_job_that_is_retried_later_says_after_what(store: JobStore) -> N
         ({"task_type": "greeting", "api_type": "claude"}, "lane greeting/claude"),
     ],
 )
-async def test_a_paused_lane_is_told(store: JobStore, clock: FakeClock, scope: dict[str, str], named: str) -> None:
+async def test_a_paused_lane_is_told(store: JobStore, scope: dict[str, str], named: str) -> None:
     job = await enqueue(store)
     await list_worker(store, "greeting")
     held = await store.lanes.pause(**scope, seconds=60)

@@ -1,0 +1,65 @@
+"""What `jobstore work` runs: imports a module of the user's and finds the worker in it."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import typer
+
+from jobstore import JobStore
+from jobstore.workers import Worker
+
+DEFAULT_NAME = "worker"
+HINT = "'MODULE[:NAME]'"
+
+MakeWorker = Callable[[JobStore], Worker]
+
+
+def load(target: str, named: str | None, default: str, outputs: str | None) -> tuple[JobStore, MakeWorker]:
+    """Return the store to open and what makes the worker of it.
+
+    Args:
+        target: MODULE or MODULE:NAME; NAME is a `Worker`, or a function that makes one of an open store.
+        named: The database, if the user named one.
+        default: The database, if none is named.
+        outputs: Where large texts lie, if the user said so.
+
+    Raises:
+        BadParameter: There is no such module or name, it is something else, or the worker has a store of its own and
+            another was named.
+    """
+    found = _import(target)
+    if isinstance(found, Worker):
+        if named is not None or outputs is not None:
+            raise typer.BadParameter("the worker brings its own store: leave out --db and --outputs", param_hint=HINT)
+        return found.store, lambda _: found
+    if not callable(found):
+        raise typer.BadParameter(f"{target} is neither a Worker nor a function that returns one", param_hint=HINT)
+
+    def make(store: JobStore) -> Worker:
+        worker = found(store)
+        if not isinstance(worker, Worker):
+            raise typer.BadParameter(f"{target} returned {type(worker).__name__}, not a Worker", param_hint=HINT)
+        return worker
+
+    return JobStore(named or default, outputs=outputs), make
+
+
+def _import(target: str) -> object:
+    """Import what MODULE:NAME says, from the current folder before anything else."""
+    module_name, _, name = target.partition(":")
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        module = importlib.import_module(module_name)
+    except (ModuleNotFoundError, ValueError, TypeError) as error:
+        missing = getattr(error, "name", None) or module_name
+        if module_name != missing and not module_name.startswith(f"{missing}."):
+            raise  # the module is there, and lacks something itself
+        raise typer.BadParameter(f"there is no module {module_name} in {Path.cwd()}", param_hint=HINT) from None
+    try:
+        return getattr(module, name or DEFAULT_NAME)
+    except AttributeError:
+        raise typer.BadParameter(f"{module_name} has no {name or DEFAULT_NAME}", param_hint=HINT) from None

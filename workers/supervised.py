@@ -1,0 +1,37 @@
+"""A worker process under a supervisor: it does as it is told, and stops when nobody is left to tell it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import sys
+import threading
+from collections.abc import Iterator
+from functools import partial
+
+from jobstore.workers.supervisor import STOP_AT_ONCE
+from jobstore.workers.worker import Worker
+
+
+@contextlib.contextmanager
+def obeying(worker: Worker) -> Iterator[None]:
+    """Stop a worker when the standard input says so, or ends.
+
+    Example:
+        >>> with obeying(worker):
+        ...     await worker.run()
+    """
+    loop = asyncio.get_running_loop()
+    orders = sys.stdin.fileno()
+
+    def listen() -> None:
+        order = b" "
+        # Past Python's buffer, whose lock a thread that waits would still hold at the interpreter's end.
+        while order:
+            order = os.read(orders, 1)
+            with contextlib.suppress(RuntimeError):  # the event loop has ended
+                loop.call_soon_threadsafe(partial(worker.stop, at_once=order == STOP_AT_ONCE))
+
+    threading.Thread(target=listen, name="jobstore-orders", daemon=True).start()
+    yield
