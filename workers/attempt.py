@@ -94,7 +94,7 @@ class RunningAttempt:
                 lost=partial(self.interrupt, "lost"),
                 cancel_requested=partial(self.interrupt, "canceled"),
             ):
-                logger.info("job %s attempt %d begins", self.claim.job_id, self.claim.attempt)
+                self._log(logging.INFO, "begins", event="begin")
                 await self._handle_and_record()
         finally:
             self._finish()
@@ -117,7 +117,7 @@ class RunningAttempt:
                 await finish(self._record(self._release()))
             raise
         if self._fencing is not None:
-            logger.warning("job %s attempt %d: ended too late, result dropped", self.claim.job_id, self.claim.attempt)
+            self._log(logging.WARNING, "ended too late, result dropped", event="late")
             return
         self._handling = False
         # Shielded, not in a task of its own: nobody but the end of the event loop cancels this one.
@@ -214,12 +214,11 @@ class RunningAttempt:
         """Record the interruption without waiting for the handler any longer: what it does later is refused."""
         if not self._handling or self._fencing is not None:
             return
-        logger.warning(
-            "job %s attempt %d: its handler goes on %s s after it was interrupted (%s): its result will be dropped",
-            self.claim.job_id,
-            self.claim.attempt,
-            self._terms.cancel_grace,
-            self._interrupted_by,
+        self._log(
+            logging.WARNING,
+            f"its handler goes on {self._terms.cancel_grace} s after it was interrupted ({self._interrupted_by}): its "
+            "result will be dropped",
+            event="fence",
         )
         self._fencing = asyncio.get_running_loop().create_task(self._fence())
 
@@ -237,7 +236,7 @@ class RunningAttempt:
                     await self._context.close()
                 job = await report.record()
             except LeaseLost:
-                logger.warning("job %s attempt %d: lease lost, result dropped", self.claim.job_id, self.claim.attempt)
+                self._log(logging.WARNING, "lease lost, result dropped", event="lease_lost")
                 await self._tell("lease_lost", self.claim.job)
             except JobStoreError as error:
                 if left and isinstance(error, DatabaseError) and is_passing(error):
@@ -245,21 +244,21 @@ class RunningAttempt:
                     continue
                 await self._record_unrecordable(error)
             else:
-                _log_end(self.claim, job)
+                self._log_end(job)
                 if report.moment is not None:
                     await self._tell(report.moment, job)
             return
 
     async def _record_unrecordable(self, error: JobStoreError) -> None:
         """Put a job off whose outcome cannot be recorded, such as an answer that the disk had no room for."""
-        names = (self.claim.job_id, self.claim.attempt, type(error).__name__)
+        what = f"its outcome could not be recorded ({type(error).__name__})"
         try:
             job = await self._terms.store.jobs.fail(self.claim, error, retry_in=self._wait(error))
         except JobStoreError:
             # Without a traceback, which could show the user's text.
-            logger.error("job %s attempt %d: its outcome could not be recorded (%s): its lease will end", *names)  # noqa: TRY400
+            self._log(logging.ERROR, f"{what}: its lease will end", event="unrecorded")
         else:
-            logger.warning("job %s attempt %d: its outcome could not be recorded (%s)", *names)
+            self._log(logging.WARNING, what, event="unrecorded")
             await self._tell("failure", job)
 
     async def _tell(self, moment: Moment, job: Job) -> None:
@@ -275,6 +274,21 @@ class RunningAttempt:
             error_type=job.error_type,
         )
         await self._terms.hooks.tell(moment, event)
+
+    def _log_end(self, job: Job) -> None:
+        level = logging.WARNING if job.status is JobStatus.FAILED else logging.INFO
+        why = f" ({job.error_type})" if job.error_type else ""
+        ran = round(asyncio.get_running_loop().time() - self._began, 3)
+        facts = {"status": job.status.value, "error_type": job.error_type, "ran_seconds": ran}
+        self._log(level, f"ended: {job.status}{why}", event="end", **facts)
+
+    def _log(self, level: int, what: str, *, event: str, **facts: object) -> None:
+        """Log a transition with its ids, and without any text of the user's."""
+        if not logger.isEnabledFor(level):
+            return
+        ids = {"job_id": self.claim.job_id, "attempt": self.claim.attempt, "task_type": self.claim.job.task_type}
+        about = {"event": event, "worker_id": self._terms.worker_id, **ids, **facts}
+        logger.log(level, "job %s attempt %d %s", self.claim.job_id, self.claim.attempt, what, extra=about)
 
     def _call_later(self, seconds: float, function: Callable[..., None], *args: object) -> None:
         self._timers.append(asyncio.get_running_loop().call_later(seconds, function, *args))
@@ -299,10 +313,3 @@ def _without_own_frames(error: Exception) -> Exception:
     while trace is not None and trace.tb_next is not None and trace.tb_frame.f_code.co_filename == __file__:
         trace = trace.tb_next
     return error.with_traceback(trace)
-
-
-def _log_end(claim: Claim, job: Job) -> None:
-    """Log what became of a job, without any text of the user's."""
-    level = logging.WARNING if job.status is JobStatus.FAILED else logging.INFO
-    why = f" ({job.error_type})" if job.error_type else ""
-    logger.log(level, "job %s attempt %d ended: %s%s", claim.job_id, claim.attempt, job.status, why)

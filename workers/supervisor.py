@@ -37,6 +37,10 @@ class Restarts(NamedTuple):
     most: int = 5
     """So many crashes in a row are a crash loop, which ends everything."""
 
+    def pause(self, crashes: int) -> float:
+        """Return how many seconds to wait after so many crashes in a row."""
+        return min(self.longest_pause, self.first_pause * 2.0 ** min(crashes - 1, 30))
+
 
 class Supervisor:
     """Keeps processes running until it is told to stop.
@@ -141,7 +145,7 @@ class Supervisor:
             if not self._reloads and (code == WRONG_USAGE or crashes >= self._restarts.most):
                 self._give_up(number, code)
                 return
-            pause = min(self._restarts.longest_pause, self._restarts.first_pause * 2.0 ** min(crashes - 1, 30))
+            pause = self._restarts.pause(crashes)
             logger.warning("worker process %d %s: it starts again in %.1f s", number, _ending(code), pause)
             await self._pause(pause)
 

@@ -1,0 +1,371 @@
+"""`jobstore work --processes`: real processes that crash, are stopped, killed and started anew."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+
+import psutil
+import pytest
+
+from jobstore import Job, JobStatus, JobStore, WorkerInfo
+from jobstore.workers.supervisor import Restarts, Supervisor
+from tests.conformance.support import eventually
+
+pytestmark = pytest.mark.skipif(os.name == "nt", reason="there are no signals")
+
+TASKS = """
+import asyncio
+import time
+from pathlib import Path
+
+from jobstore.workers import Worker
+
+
+def worker(store):
+    worker = Worker(store, concurrency=4)
+
+    @worker.handles("quick")
+    async def quick(job):
+        return "first code"
+
+    @worker.handles("held")
+    async def held(job):
+        while not Path("release").exists():
+            await asyncio.sleep(0.01)
+        return "released"
+
+    @worker.handles("stubborn")
+    def stubborn(job):
+        while True:
+            time.sleep(0.01)
+
+    return worker
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "tasks_of_mine.py").write_text(TASKS, encoding="utf-8")
+    return tmp_path
+
+
+@pytest.fixture
+async def store(database: Path) -> AsyncIterator[JobStore]:
+    async with JobStore(database, migrate=True) as store:
+        yield store
+
+
+class Running:
+    """A supervisor in a process of its own."""
+
+    def __init__(self, process: subprocess.Popen[bytes], log: Path) -> None:
+        self.process = process
+        self._log = log
+
+    @property
+    def log(self) -> str:
+        return self._log.read_text(encoding="utf-8")
+
+    async def ends(self) -> int:
+        return await asyncio.to_thread(self.process.wait, 60)
+
+
+@asynccontextmanager
+async def working(folder: Path, database: Path, *options: object) -> AsyncIterator[Running]:
+    """Run the command; what is left of it at the end is killed."""
+    command = [sys.executable, "-m", "jobstore", "work", "tasks_of_mine", *map(str, options)]
+    environment = {**os.environ, "JOBSTORE_URL": str(database)}
+    log = folder / "log"
+    with (
+        log.open("wb") as errors,
+        subprocess.Popen(command, cwd=folder, env=environment, stderr=errors) as process,  # noqa: ASYNC220 - at once
+    ):
+        try:
+            yield Running(process, log)
+        finally:
+            with suppress(psutil.NoSuchProcess):
+                for child in psutil.Process(process.pid).children(recursive=True):
+                    child.kill()
+            process.kill()
+
+
+async def live(store: JobStore, count: int, *, other_than: frozenset[int] = frozenset()) -> list[WorkerInfo]:
+    """Return the workers once so many live."""
+    found: list[WorkerInfo] = []
+
+    async def enough() -> bool:
+        nonlocal found
+        found = [worker for worker in await store.workers.list() if worker.pid not in other_than]
+        return len(found) >= count
+
+    await eventually(enough)
+    return found
+
+
+async def enqueue(store: JobStore, task_type: str, count: int = 1) -> list[Job]:
+    return [await store.jobs.enqueue("secret prompt", task_type=task_type, api_type="a") for _ in range(count)]
+
+
+async def all_are(store: JobStore, jobs: list[Job], status: JobStatus) -> bool:
+    return {(await store.jobs.get(job.id)).status for job in jobs} == {status}
+
+
+async def begun(store: JobStore, jobs: list[Job]) -> None:
+    await eventually(lambda: all_are(store, jobs, JobStatus.RUNNING))
+
+
+def gone(pid: int) -> bool:
+    return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+
+
+# Work
+
+
+async def test_several_processes_share_the_work_and_end_when_it_is_done(
+    store: JobStore, folder: Path, database: Path
+) -> None:
+    jobs = await enqueue(store, "quick", 50)
+    async with working(folder, database, "--processes", 3, "--drain") as supervisor:
+        assert await supervisor.ends() == 0
+    assert await all_are(store, jobs, JobStatus.COMPLETED)
+    assert {(await store.jobs.get(job.id)).attempt for job in jobs} == {1}
+    assert await store.workers.list() == []
+
+
+async def test_options_reach_every_process(store: JobStore, folder: Path, database: Path) -> None:
+    async with working(folder, database, "--processes", 2, "--concurrency", 7, "--db", database) as supervisor:
+        workers = await live(store, 2)
+        assert {worker.concurrency for worker in workers} == {7}
+        assert len({worker.pid for worker in workers}) == 2
+        supervisor.process.terminate()
+        assert await supervisor.ends() == 0
+
+
+# Stopping
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_a_signal_lets_what_runs_end_in_all_processes(
+    store: JobStore, folder: Path, database: Path, number: int
+) -> None:
+    jobs = await enqueue(store, "held", 6)
+    async with working(folder, database, "--processes", 2, "--grace", 60) as supervisor:
+        await begun(store, jobs)
+        supervisor.process.send_signal(number)
+        (folder / "release").touch()
+        assert await supervisor.ends() == 0
+    assert await all_are(store, jobs, JobStatus.COMPLETED)
+    assert await store.workers.list() == []
+
+
+async def test_a_service_manager_that_signals_every_process_takes_nothing_of_the_grace(
+    store: JobStore, folder: Path, database: Path
+) -> None:
+    jobs = await enqueue(store, "held", 6)
+    async with working(folder, database, "--processes", 2, "--grace", 60) as supervisor:
+        await begun(store, jobs)
+        for worker in await live(store, 2):
+            os.kill(worker.pid, signal.SIGTERM)
+        supervisor.process.terminate()
+        await eventually(lambda: "stopping 2 worker processes" in supervisor.log)
+        assert await all_are(store, jobs, JobStatus.RUNNING)
+        (folder / "release").touch()
+        assert await supervisor.ends() == 0
+    assert await all_are(store, jobs, JobStatus.COMPLETED)
+
+
+async def test_what_runs_longer_than_the_grace_is_given_back_and_not_counted(
+    store: JobStore, folder: Path, database: Path
+) -> None:
+    jobs = await enqueue(store, "held", 6)
+    async with working(folder, database, "--processes", 2, "--grace", 0) as supervisor:
+        await begun(store, jobs)
+        supervisor.process.terminate()
+        assert await supervisor.ends() == 0
+    assert await all_are(store, jobs, JobStatus.IDLE)
+    assert {(await store.jobs.get(job.id)).attempts_used for job in jobs} == {0}
+
+
+async def test_a_second_signal_ends_the_grace(store: JobStore, folder: Path, database: Path) -> None:
+    jobs = await enqueue(store, "held", 6)
+    async with working(folder, database, "--processes", 2, "--grace", 3600) as supervisor:
+        await begun(store, jobs)
+        supervisor.process.terminate()
+        await eventually(lambda: "stopping 2 worker processes" in supervisor.log)
+        supervisor.process.terminate()
+        assert await supervisor.ends() == 0
+    assert await all_are(store, jobs, JobStatus.IDLE)
+
+
+async def test_a_signal_while_the_processes_start_ends_them(store: JobStore, folder: Path, database: Path) -> None:
+    async with working(folder, database, "--processes", 2) as supervisor:
+        await eventually(lambda: supervisor.log.count("started: pid") == 1 or "process 2 started" in supervisor.log)
+        supervisor.process.terminate()
+        assert await supervisor.ends() == 0
+    assert await store.workers.list() == []
+
+
+async def test_the_processes_end_when_the_supervisor_is_killed(store: JobStore, folder: Path, database: Path) -> None:
+    jobs = await enqueue(store, "held", 6)
+    async with working(folder, database, "--processes", 2, "--grace", 0) as supervisor:
+        await begun(store, jobs)
+        pids = [worker.pid for worker in await live(store, 2)]
+        supervisor.process.kill()
+        await eventually(lambda: all(map(gone, pids)))
+    assert await all_are(store, jobs, JobStatus.IDLE)
+    assert await store.workers.list() == []
+
+
+# Crashing
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV])
+async def test_a_process_that_crashes_is_started_again(
+    store: JobStore, folder: Path, database: Path, number: int
+) -> None:
+    async with working(folder, database, "--processes", 2) as supervisor:
+        before = await live(store, 2)
+        os.kill(before[0].pid, number)
+        after = await live(store, 1, other_than=frozenset(worker.pid for worker in before))
+        assert before[1].pid != after[0].pid
+        assert f"was ended by {signal.Signals(number).name}: it starts again in 0.5 s" in supervisor.log
+        jobs = await enqueue(store, "quick", 10)
+        await eventually(lambda: all_are(store, jobs, JobStatus.COMPLETED))
+        assert not gone(before[1].pid)
+        supervisor.process.terminate()
+        assert await supervisor.ends() == 0
+
+
+async def test_a_crash_loop_ends_with_exit_code_1(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    crashing = [sys.executable, "-c", "open('tries', 'a').write('x'); raise SystemExit(3)"]
+    steady = [sys.executable, "-c", "import sys; sys.stdin.read(1)"]
+    runs = 4
+    restarts = Restarts(first_pause=0.01, most=runs)
+    supervisor = Supervisor([crashing, steady], restarts=restarts)
+    assert await supervisor.run() == 1
+    assert (tmp_path / "tries").read_text() == "x" * runs
+    assert supervisor.pids == []
+
+
+async def test_crashes_that_lie_apart_are_no_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    crashing = [sys.executable, "-c", "open('tries', 'a').write('x'); raise SystemExit(3)"]
+    supervisor = Supervisor([crashing], restarts=Restarts(first_pause=0.01, steady=0, most=2))
+    running = asyncio.ensure_future(supervisor.run())
+    tries = tmp_path / "tries"
+    await eventually(lambda: tries.exists() and len(tries.read_text()) >= 4)
+    supervisor.stop()
+    assert await running == 0
+
+
+def test_pauses_double_up_to_a_bound() -> None:
+    restarts = Restarts()
+    assert [restarts.pause(crashes) for crashes in (1, 2, 3, 4, 7, 1000)] == [0.5, 1, 2, 4, 30, 30]
+
+
+async def test_a_wrong_target_is_told_once_and_ends_with_exit_code_2(
+    folder: Path, database: Path, store: JobStore
+) -> None:
+    (folder / "tasks_of_mine.py").write_text("", encoding="utf-8")
+    async with working(folder, database, "--processes", 2) as supervisor:
+        assert await supervisor.ends() == 2
+        assert "has no worker" in supervisor.log
+    assert await store.workers.list() == []
+
+
+async def test_a_command_that_is_not_there_is_raised(tmp_path: Path) -> None:
+    waiting = [sys.executable, "-c", "import sys; sys.stdin.read(1)"]
+    supervisor = Supervisor([waiting, [str(tmp_path / "nothing")]])
+    with pytest.raises(FileNotFoundError):
+        await supervisor.run()
+    assert supervisor.pids == []
+
+
+async def test_a_process_that_does_not_end_is_killed() -> None:
+    deaf = [sys.executable, "-c", "import time; time.sleep(3600)"]
+    supervisor = Supervisor([deaf, deaf], grace=0, kill_after=0)
+    running = asyncio.ensure_future(supervisor.run())
+    await eventually(lambda: len(supervisor.pids) == 2)
+    pids = supervisor.pids
+    supervisor.stop()
+    supervisor.stop()
+    assert await running == 0
+    assert all(map(gone, pids))
+
+
+async def test_cancelling_the_supervisor_ends_its_processes() -> None:
+    waiting = [sys.executable, "-c", "import sys; sys.stdin.read(1)"]
+    supervisor = Supervisor([waiting, waiting])
+    running = asyncio.ensure_future(supervisor.run())
+    await eventually(lambda: len(supervisor.pids) == 2)
+    pids = supervisor.pids
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    assert all(map(gone, pids))
+
+
+async def test_stopping_before_it_runs_starts_nothing() -> None:
+    supervisor = Supervisor([[sys.executable, "-c", "raise SystemExit(3)"]])
+    supervisor.stop()
+    assert await supervisor.run() == 0
+
+
+# Reloading
+
+
+async def test_sighup_starts_the_workers_anew_with_new_code(store: JobStore, folder: Path, database: Path) -> None:
+    async with working(folder, database, "--processes", 2, "--reload", "--grace", 0) as supervisor:
+        before = frozenset(worker.pid for worker in await live(store, 2))
+        (folder / "tasks_of_mine.py").write_text(TASKS.replace("first code", "second code"), encoding="utf-8")
+        supervisor.process.send_signal(signal.SIGHUP)
+        await live(store, 2, other_than=before)
+        [job] = await enqueue(store, "quick")
+        await eventually(lambda: all_are(store, [job], JobStatus.COMPLETED))
+        assert await store.jobs.read_response(job.id) == "second code"
+        assert all(map(gone, before))
+        supervisor.process.terminate()
+        assert await supervisor.ends() == 0
+
+
+async def test_broken_code_waits_for_the_next_reload(store: JobStore, folder: Path, database: Path) -> None:
+    async with working(folder, database, "--reload") as supervisor:
+        before = frozenset(worker.pid for worker in await live(store, 1))
+        (folder / "tasks_of_mine.py").write_text("this is no Python", encoding="utf-8")
+        supervisor.process.send_signal(signal.SIGHUP)
+        await eventually(lambda: "it starts again in" in supervisor.log)
+        (folder / "tasks_of_mine.py").write_text(TASKS, encoding="utf-8")
+        supervisor.process.send_signal(signal.SIGHUP)
+        await live(store, 1, other_than=before)
+        supervisor.process.terminate()
+        assert await supervisor.ends() == 0
+
+
+# Logs
+
+
+async def test_json_logs_are_an_object_a_line_with_ids_and_no_texts(
+    store: JobStore, folder: Path, database: Path
+) -> None:
+    [job] = await enqueue(store, "quick")
+    async with working(folder, database, "--processes", 2, "--drain", "--log-format", "json") as supervisor:
+        assert await supervisor.ends() == 0
+        records = [json.loads(line) for line in supervisor.log.splitlines()]
+    assert all({"time", "level", "logger", "process", "message"} <= set(record) for record in records)
+    of_job = [record for record in records if record.get("job_id") == job.id]
+    assert [record["event"] for record in of_job] == ["begin", "end"]
+    assert {record["task_type"] for record in of_job} == {"quick"}
+    assert {record["attempt"] for record in of_job} == {1}
+    assert (of_job[1]["status"], of_job[1]["error_type"]) == ("completed", None)
+    assert of_job[0]["worker_id"] == of_job[1]["worker_id"]
+    assert "secret prompt" not in supervisor.log
+    assert "first code" not in supervisor.log
