@@ -76,7 +76,7 @@ class Supervisor:
         self._kill_after = kill_after
         self._processes: dict[int, Process] = {}
         self._reloading: set[int] = set()
-        self._stopping = self._at_once = False
+        self._stopping = self._at_once = self._was_signalled = False
         self._hurry = asyncio.Event()
         self._killing: list[asyncio.TimerHandle] = []
         self._exit_code = 0
@@ -195,7 +195,8 @@ class Supervisor:
 
     def _heed(self, number: signal.Signals) -> None:
         logger.info("stopping %d worker processes: %s", len(self._processes), number.name)
-        self.stop(at_once=self._stopping)
+        self.stop(at_once=self._was_signalled)
+        self._was_signalled = True
 
     @contextlib.contextmanager
     def _heeding_reloads(self) -> Iterator[None]:

@@ -80,10 +80,12 @@ class Worker:
         self._retry = policy_of(retry, exponential())
         self._hooks = Hooks()
         self._handlers: dict[str, Handler] = {}
+        self._wrappers: list[Callable[[Handler], Handler]] = []
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._running: dict[tuple[str, int], RunningAttempt] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._failure: BaseException | None = None
-        self._stopping = self._at_once = False
+        self._stopping = self._at_once = self._was_signalled = False
         self._nudge = anyio.Event()
 
     def handles(
@@ -116,10 +118,27 @@ class Worker:
         policy = policy_of(retry, self._retry)
 
         def register(function: H) -> H:
-            self._handlers[task_type] = Handler.of(function, timeout, policy)
+            handler = Handler.of(function, timeout, policy)
+            for wrapper in self._wrappers:
+                handler = wrapper(handler)
+            self._handlers[task_type] = handler
             return function
 
         return register
+
+    def wrap(self, wrapper: Callable[[Handler], Handler]) -> None:
+        """Replace each handler, those to come as well, by what a function makes of it: for tracing and the like.
+
+        Example:
+            >>> worker.wrap(lambda handler: dataclasses.replace(handler, function=timed(handler.function)))
+        """
+        self._wrappers.append(wrapper)
+        self._handlers = {task_type: wrapper(handler) for task_type, handler in self._handlers.items()}
+
+    @property
+    def event_loop(self) -> asyncio.AbstractEventLoop | None:
+        """Where it runs; None while it does not."""
+        return self._loop
 
     @property
     def task_types(self) -> list[str]:
@@ -182,12 +201,14 @@ class Worker:
         """
         if not self._handlers:
             raise InvalidArgument("handles", "there is no handler: register one with @worker.handles(task_type)")
+        self._loop = asyncio.get_running_loop()
         try:
             with heed_signals(self._heed):
                 async with self._registered():
                     await self._work(drain=drain, grace=grace)
         finally:
-            self._stopping = self._at_once = False
+            self._loop = None
+            self._stopping = self._at_once = self._was_signalled = False
         if self._failure is not None:
             failure, self._failure = self._failure, None
             raise failure
@@ -306,4 +327,5 @@ class Worker:
 
     def _heed(self, number: signal.Signals) -> None:
         logger.info("worker %s stops: %s", self.id, number.name)
-        self.stop(at_once=self._stopping)
+        self.stop(at_once=self._was_signalled)
+        self._was_signalled = True

@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import logging
 import os
-import sys
 from typing import Annotated
 
 import typer
 
-from jobstore import JobStore
-from jobstore.cli import logs, work_targets
+from jobstore.cli import logs, worker_process
 from jobstore.cli.options import GroupDb, Outputs, database, named_database
-from jobstore.cli.work_targets import DEFAULT_NAME, MakeWorker
-from jobstore.workers.supervised import obeying
+from jobstore.cli.work_targets import DEFAULT_NAME
+from jobstore.cli.worker_process import Settings
 from jobstore.workers.supervisor import Supervisor
-
-logger = logging.getLogger(__name__)
 
 Target = Annotated[
     str,
@@ -52,6 +46,17 @@ LogLevel = Annotated[
 LogFormat = Annotated[
     logs.LogFormat, typer.Option("--log-format", metavar="FORMAT", help="text, or json: an object a line, with ids.")
 ]
+MetricsPort = Annotated[
+    int | None,
+    typer.Option(
+        "--metrics-port",
+        metavar="PORT",
+        min=0,
+        max=65535,
+        show_default=False,
+        help="Serve metrics to Prometheus on 127.0.0.1; of several processes each takes the next port.",
+    ),
+]
 Supervised = Annotated[bool, typer.Option("--supervised", hidden=True)]
 
 
@@ -66,6 +71,7 @@ def work(
     reload: Reload = False,
     log_level: LogLevel = "info",
     log_format: LogFormat = "text",
+    metrics_port: MetricsPort = None,
     db: GroupDb = None,
     outputs: Outputs = None,
     supervised: Supervised = False,
@@ -83,61 +89,34 @@ def work(
     row, all end with exit code 1.
     """
     logs.configure(log_level, log_format)
+    worker_process.check_metrics(metrics_port, processes)
+    settings = Settings(
+        target=target,
+        named_database=named_database(context, db),
+        database=database(context, db),
+        outputs=outputs,
+        concurrency=concurrency,
+        drain=drain,
+        grace=grace,
+        log_level=log_level,
+        log_format=log_format,
+        metrics_port=metrics_port,
+        supervised=supervised,
+    )
     if processes > 1 or reload:
-        command = _child_command(target, concurrency, grace, log_level, log_format, outputs, drain=drain)
-        if (named := named_database(context, db)) is not None:
-            command += ["--db", named]
-        _supervise([command] * processes, grace, drain=drain, reload=reload)
+        _supervise(settings, processes, reload=reload)
     else:
-        named = named_database(context, db)
-        store, make = work_targets.load(target, named, database(context, db), outputs)
-        asyncio.run(_work(store, make, concurrency, grace, drain=drain, supervised=supervised))
+        worker_process.run(settings)
 
 
-async def _work(
-    store: JobStore,
-    make: MakeWorker,
-    concurrency: int | None,
-    grace: float,
-    *,
-    drain: bool,
-    supervised: bool,
-) -> None:
-    async with store:
-        worker = make(store)
-        worker.concurrency = concurrency or worker.concurrency
-        logger.info("worker %s works on %s", worker.id, store.name, extra={"worker_id": worker.id})
-        with obeying(worker) if supervised else contextlib.nullcontext():
-            await worker.run(drain=drain, grace=grace)
-
-
-def _supervise(commands: list[list[str]], grace: float, *, drain: bool, reload: bool) -> None:
+def _supervise(settings: Settings, processes: int, *, reload: bool) -> None:
     if reload and os.name == "nt":
         raise typer.BadParameter("Windows has no SIGHUP to reload on", param_hint="'--reload'")
+    commands = [worker_process.command_line(settings, number) for number in range(processes)]
 
     async def act() -> int:
-        return await Supervisor(commands, grace=grace, drain=drain, reloads=reload).run()
+        return await Supervisor(commands, grace=settings.grace, drain=settings.drain, reloads=reload).run()
 
     code = asyncio.run(act())
     if code:
         raise typer.Exit(code)
-
-
-def _child_command(
-    target: str,
-    concurrency: int | None,
-    grace: float,
-    log_level: str,
-    log_format: str,
-    outputs: str | None,
-    *,
-    drain: bool,
-) -> list[str]:
-    """Return the command line of one of several processes."""
-    command = [sys.executable, "-m", "jobstore", "work", target, "--supervised", "--grace", str(grace)]
-    command += ["--log-level", log_level, "--log-format", log_format]
-    if concurrency is not None:
-        command += ["--concurrency", str(concurrency)]
-    if outputs is not None:
-        command += ["--outputs", outputs]
-    return [*command, "--drain"] if drain else command

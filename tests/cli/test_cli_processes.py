@@ -6,6 +6,7 @@ import asyncio
 import os
 import re
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -383,3 +384,22 @@ def test_a_database_that_fails_a_worker_is_told_in_one_line(command: Command, ru
         connection.execute("DROP TABLE lanes")
     done = run_process("work", "tasks_of_mine", "--log-level", "error", cwd=folder)
     assert (done.returncode, done.stderr) == (1, b"jobstore: no such table: lanes\n")
+
+
+def test_metrics_without_their_extra_are_refused(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "opentelemetry", None)
+    assert 'pip install "jobstore[otel]"' in command.misused("work", "tasks", "--metrics-port", "9464")
+
+
+def test_ports_that_do_not_exist_are_refused(command: Command) -> None:
+    assert "no 3 ports from 65534 on" in command.misused("work", "tasks", "--metrics-port", "65534", "--processes", "3")
+
+
+def test_a_port_that_is_taken_is_told(folder: Path, run_process: Run) -> None:
+    with closing(socket.socket()) as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        done = run_process("work", "tasks_of_mine:make", "--metrics-port", port, cwd=folder)
+    assert done.returncode == 2
+    assert f"port {port} cannot be had: Address already in use".encode() in done.stderr

@@ -6,10 +6,12 @@ import asyncio
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
+import urllib.request
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, closing, suppress
 from pathlib import Path
 
 import psutil
@@ -348,6 +350,43 @@ async def test_broken_code_waits_for_the_next_reload(store: JobStore, folder: Pa
         await live(store, 1, other_than=before)
         supervisor.process.terminate()
         assert await supervisor.ends() == 0
+
+
+# Metrics
+
+
+async def test_each_process_serves_its_metrics_at_a_port_of_its_own(
+    store: JobStore, folder: Path, database: Path
+) -> None:
+    jobs = await enqueue(store, "quick", 20)
+    first = free_ports(2)
+    async with working(folder, database, "--processes", 2, "--metrics-port", first) as supervisor:
+        await live(store, 2)
+        await eventually(lambda: all_are(store, jobs, JobStatus.COMPLETED))
+        await eventually(lambda: supervisor.log.count("serves its metrics") == 2)
+        scraped = [await asyncio.to_thread(scrape, f"http://127.0.0.1:{first + n}/metrics") for n in range(2)]
+        counted = [line.split() for text in scraped for line in text.splitlines() if "jobs_completed_total{" in line]
+        assert sum(float(count) for _, count in counted) == 20
+        supervisor.process.terminate()
+        assert await supervisor.ends() == 0
+
+
+def scrape(url: str) -> str:
+    with urllib.request.urlopen(url, timeout=30) as answer:  # noqa: S310 - our own
+        text: str = answer.read().decode()
+        return text
+
+
+def free_ports(count: int) -> int:
+    """Return the first of some ports in a row that are free now."""
+    while True:
+        with ExitStack() as stack, suppress(OSError):
+            taken = stack.enter_context(closing(socket.socket()))
+            taken.bind(("127.0.0.1", 0))
+            first: int = taken.getsockname()[1]
+            for port in range(first + 1, first + count):
+                stack.enter_context(closing(socket.socket())).bind(("127.0.0.1", port))
+            return first
 
 
 # Logs

@@ -1,0 +1,105 @@
+"""One process that works: how it is set up, the command line that makes another such process, and its run."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib.util
+import logging
+import sys
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+
+import typer
+
+from jobstore.cli import logs, work_targets
+from jobstore.workers import Worker
+from jobstore.workers.supervised import obeying
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What was asked for."""
+
+    target: str
+    """MODULE or MODULE:NAME."""
+    named_database: str | None
+    """The database, if the command line names one."""
+    database: str
+    """The database that is meant if the worker does not bring one."""
+    outputs: str | None
+    concurrency: int | None
+    drain: bool
+    grace: float
+    """Seconds."""
+    log_level: logs.LogLevel
+    log_format: logs.LogFormat
+    metrics_port: int | None
+    supervised: bool
+    """Whether to obey a supervisor."""
+
+
+def check_metrics(port: int | None, processes: int) -> None:
+    """Check that metrics can be served.
+
+    Raises:
+        BadParameter: What serves them is not installed, or there are not so many ports.
+    """
+    if port is None:
+        return
+    if importlib.util.find_spec("opentelemetry") is None:
+        raise typer.BadParameter('it needs: pip install "jobstore[otel]"', param_hint="'--metrics-port'")
+    if port and port + processes - 1 > 65535:  # noqa: PLR2004 - the highest port
+        raise typer.BadParameter(f"there are no {processes} ports from {port} on", param_hint="'--metrics-port'")
+
+
+def command_line(settings: Settings, number: int) -> list[str]:
+    """Return the command line of one of several processes, numbered from 0 on."""
+    command = [sys.executable, "-m", "jobstore", "work", settings.target, "--supervised"]
+    options = {
+        "--grace": settings.grace,
+        "--log-level": settings.log_level,
+        "--log-format": settings.log_format,
+        "--concurrency": settings.concurrency,
+        "--outputs": settings.outputs,
+        "--db": settings.named_database,
+        "--metrics-port": settings.metrics_port and settings.metrics_port + number,
+    }
+    for option, value in options.items():
+        command += [] if value is None else [option, str(value)]
+    return [*command, "--drain"] if settings.drain else command
+
+
+def run(settings: Settings) -> None:
+    """Work in this process until it is told to stop.
+
+    Raises:
+        BadParameter: There is no such worker, or the port for its metrics cannot be had.
+    """
+    store, make = work_targets.load(settings.target, settings.named_database, settings.database, settings.outputs)
+
+    async def work() -> None:
+        async with store, AsyncExitStack() as stack:
+            worker = make(store)
+            worker.concurrency = settings.concurrency or worker.concurrency
+            logger.info("worker %s works on %s", worker.id, store.name, extra={"worker_id": worker.id})
+            if settings.metrics_port is not None:
+                await _serve_metrics(stack, worker, settings.metrics_port)
+            with obeying(worker) if settings.supervised else contextlib.nullcontext():
+                await worker.run(drain=settings.drain, grace=settings.grace)
+
+    asyncio.run(work())
+
+
+async def _serve_metrics(stack: AsyncExitStack, worker: Worker, port: int) -> None:
+    from jobstore.workers.telemetry import serving_metrics  # noqa: PLC0415 - an extra, only for those who ask
+
+    try:
+        url = await stack.enter_async_context(serving_metrics(worker, port))
+    except OSError as error:
+        raise typer.BadParameter(
+            f"port {port} cannot be had: {error.strerror}", param_hint="'--metrics-port'"
+        ) from None
+    logger.info("worker %s serves its metrics at %s", worker.id, url, extra={"worker_id": worker.id})
