@@ -16,7 +16,6 @@ import argparse
 import asyncio
 import importlib.util
 import logging
-import statistics
 import sys
 import time
 from collections.abc import Callable
@@ -30,8 +29,8 @@ sys.path.insert(0, str(Path(__file__).parents[2]))  # run as a script, it uses t
 
 from jobstore import JobStore
 from jobstore.clock import system_clock
-from jobstore.workers import JobContext, Worker
 from tests import postgres
+from tests.benchmarks import waking
 from tests.benchmarks.workload import (
     CONCURRENCY,
     PROMPT,
@@ -161,37 +160,6 @@ async def with_pgqueuer(database: str, jobs: int) -> Figures:
     return enqueued, jobs / elapsed
 
 
-async def wake_latencies(database: str, jobs: int) -> list[float]:
-    """Return how long each job, enqueued alone, waited for a worker in another process, in seconds."""
-    async with JobStore(database, migrate=True) as store:
-        worker = await asyncio.create_subprocess_exec(sys.executable, __file__, "--worker", database)
-        try:
-            await latency(store)  # the worker is up
-            return [await latency(store) for _ in range(jobs)]
-        finally:
-            worker.terminate()
-            await worker.wait()
-
-
-async def latency(store: JobStore) -> float:
-    started = time.time()
-    job = await store.jobs.enqueue(PROMPT, task_type="task", api_type="api")
-    done = await store.jobs.wait(job.id, timeout=60)
-    return float(done.response or 0) - started
-
-
-async def work(database: str) -> None:
-    """Answer each job with the time at which its handler started."""
-    async with JobStore(database) as store:
-        worker = Worker(store)
-
-        @worker.handles("task")
-        async def answer(_job: JobContext) -> str:
-            return repr(time.time())
-
-        await worker.run()
-
-
 def contestants(jobs: int) -> dict[str, Callable[[str], Figures]]:
     """Return who is measured; who is not installed is told and left out."""
     found: dict[str, Callable[[str], Figures]] = {
@@ -229,13 +197,9 @@ def main(arguments: list[str]) -> None:
                     enqueued, processed = measure(database)
                 best[name] = (max(best[name][0], enqueued), max(best[name][1], processed))
         with postgres.new_database(server) as database:
-            latencies = asyncio.run(wake_latencies(database, options.wakes))
+            latencies = asyncio.run(waking.in_another_process(database, options.wakes))
     show(best)
-    cuts = statistics.quantiles(latencies, n=100)
-    print(
-        f"\nfrom enqueue to handler in another process, {len(latencies)} jobs: "
-        f"p50 {cuts[49] * 1e3:.1f} ms, p99 {cuts[98] * 1e3:.1f} ms"
-    )
+    print(f"\nfrom enqueue to handler in another process: {waking.described(latencies)}")
 
 
 def show(best: dict[str, Figures]) -> None:
@@ -248,7 +212,4 @@ def show(best: dict[str, Figures]) -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--worker"]:
-        asyncio.run(work(sys.argv[2]))
-    else:
-        main(sys.argv[1:])
+    main(sys.argv[1:])

@@ -16,6 +16,11 @@ HERE = Path(__file__).parent
     [
         ("group_commit.py", ["--jobs", "128", "--rounds", "1"], "lone caller, median"),
         ("claim_time.py", ["--jobs", "100000"], "not filtered"),
+        (
+            "workers.py",
+            ["--jobs", "128", "--rounds", "1", "--wakes", "10", "--cancels", "5", "--idle", "1"],
+            "an idle worker's process",
+        ),
         ("postgres.py", ["--jobs", "128", "--rounds", "1", "--wakes", "10"], "handler in another process"),
     ],
 )

@@ -27,11 +27,11 @@ async def with_store(database: str, jobs: int, callers: int) -> Figures:
         return await enqueue_rate(store, jobs, callers), await rate(claim_and_complete, jobs, callers)
 
 
-async def with_worker(database: str, jobs: int) -> Figures:
-    """Return what `CONCURRENCY` callers enqueue, and a worker of that concurrency processes until nothing is left."""
+async def with_worker(database: str, jobs: int, concurrency: int = CONCURRENCY) -> Figures:
+    """Return what `CONCURRENCY` callers enqueue, and a worker of some concurrency processes until nothing is left."""
     async with JobStore(database, migrate=True) as store:
         enqueued = await enqueue_rate(store, jobs, CONCURRENCY)
-        worker = Worker(store, concurrency=CONCURRENCY)
+        worker = Worker(store, concurrency=concurrency)
 
         @worker.handles("task")
         async def answer(_job: JobContext) -> str:
