@@ -39,6 +39,8 @@ MAX_READS = 5
 """Times that a read is tried whose connection was lost: a server that crashes may end those made meanwhile, too."""
 READ_PAUSE = 0.05
 """Seconds before it is tried again; they double each time."""
+ABANDONED_SECONDS = 1.0
+"""How long a read may go on whose caller was cancelled, before it is cancelled on the server as well."""
 
 
 class Committed:
@@ -94,6 +96,7 @@ class PostgresEngine:
         self._readers: psycopg_pool.AsyncConnectionPool[Connection] | None = None
         self._aside = asyncio.Semaphore(ASIDE)
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._abandoned: set[asyncio.Task[Any]] = set()
         self._beating: dict[asyncio.AbstractEventLoop, Writer] = {}
         self._foreign = self._timeouts = self._reads = self._reading = 0
 
@@ -136,6 +139,8 @@ class PostgresEngine:
         await self._listener.close()
         self.changes.notify()  # whoever waits finds the store closed
         self.work.notify()
+        if self._abandoned:
+            await asyncio.wait(self._abandoned)
         if self._readers is not None:
             await self._readers.close()
         for writer in self._beating.values():
@@ -170,10 +175,24 @@ class PostgresEngine:
     async def read(self, make_operation: MakeOperation[..., T], *args: Any) -> T:  # noqa: ANN401
         """Run an operation that only reads, on one snapshot.
 
+        Cancelled, it raises at once, and the read goes on for a moment: a query that is cancelled costs its
+        connection, and a worker that is woken cancels a read each time.
+
         Raises:
             PoolTimeout: No reading connection became free in time.
             ConnectionLost: The server went away.
         """
+        loop = asyncio.get_running_loop()
+        reading = loop.create_task(self._read(make_operation, *args))
+        try:
+            return await asyncio.shield(reading)
+        except asyncio.CancelledError:
+            self._abandoned.add(reading)
+            reading.add_done_callback(self._abandoned.discard)
+            loop.call_later(ABANDONED_SECONDS, reading.cancel)
+            raise
+
+    async def _read(self, make_operation: MakeOperation[..., T], *args: Any) -> T:  # noqa: ANN401
         for tries in range(1, MAX_READS + 1):
             try:
                 async with self._reader() as connection:

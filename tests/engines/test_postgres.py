@@ -811,3 +811,50 @@ async def someone_waits_aside(database: str) -> bool:
         row = await cursor.fetchone()
         assert row is not None
         return row[0] == 1
+
+
+def backend_pid(_now: int) -> Operation[int]:
+    row = yield from fetch_one("SELECT pg_backend_pid() AS pid")
+    assert row is not None
+    return int(row["pid"])
+
+
+def slow_read(_now: int, seconds: float) -> Operation[None]:
+    yield from fetch_one("SELECT pg_sleep(:seconds)", seconds=seconds)
+
+
+@pytest.mark.parametrize("cancelled", [cancelled_by_task, cancelled_by_scope])
+async def test_a_read_whose_caller_is_cancelled_costs_no_connection(
+    database: str, cancelled: Callable[[Awaitable[object], float], Awaitable[None]]
+) -> None:
+    async with JobStore(database, migrate=True, pool_size=1) as store:
+        engine = store.jobs._backend.engine
+        pid = await engine.read(backend_pid)
+        for _ in range(10):
+            await cancelled(engine.read(slow_read, 0.02), 0.005)
+            await cancelled(store.jobs.wake(since=await store.jobs.wake()), 0.0005)
+        assert await engine.read(backend_pid) == pid
+
+
+async def test_a_long_read_whose_caller_is_cancelled_ends_on_the_server_too(
+    database: str, stranger: AsyncConnection[tuple[object, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_module, "ABANDONED_SECONDS", 0.01)
+
+    async def sleeping() -> bool:
+        cursor = await stranger.execute("SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep'")
+        row = await cursor.fetchone()
+        await stranger.rollback()
+        return row != (0,)
+
+    async with JobStore(database, migrate=True, pool_size=1) as store:
+        reading = asyncio.ensure_future(store.jobs._backend.engine.read(slow_read, 3600))
+        await eventually(sleeping)
+        reading.cancel()
+        await asyncio.wait([reading])
+
+        async def over() -> bool:
+            return not await sleeping()
+
+        await eventually(over)
+        assert await store.jobs._backend.engine.read(backend_pid) > 0
