@@ -15,17 +15,30 @@ sys.path.insert(0, str(Path(__file__).parents[2]))  # run as a script
 
 from jobstore import JobStore
 from jobstore.workers import JobContext, Worker
-from tests.benchmarks.workload import PROMPT
+from tests.benchmarks.workload import PROMPT, RESPONSE
 
 
 async def in_this_process(database: str, jobs: int) -> list[float]:
     """Return how long each job, enqueued alone, waited for a worker of the same store, in seconds."""
     async with JobStore(database, migrate=True) as store:
         worker = Worker(store)
-        worker.handles("task")(_tell_the_time)
+        began: asyncio.Queue[float] = asyncio.Queue()
+
+        @worker.handles("task")
+        async def handle(_job: JobContext) -> str:
+            began.put_nowait(time.perf_counter())
+            return RESPONSE
+
+        async def latency() -> float:
+            started = time.perf_counter()
+            job = await store.jobs.enqueue(PROMPT, task_type="task", api_type="api")
+            found = await began.get() - started
+            await store.jobs.wait(job.id, timeout=60)
+            return found
+
         running = asyncio.create_task(worker.run())
-        await _latency(store)  # the worker is up
-        found = [await _latency(store) for _ in range(jobs)]
+        await latency()  # the worker is up
+        found = [await latency() for _ in range(jobs)]
         worker.stop()
         await running
     return found
