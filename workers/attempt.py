@@ -120,9 +120,7 @@ class RunningAttempt:
             self._log(logging.WARNING, "ended too late, result dropped", event="late")
             return
         self._handling = False
-        # Shielded, not in a task of its own: nobody but the end of the event loop cancels this one.
-        with anyio.CancelScope(shield=True):
-            await self._record(report)
+        await self._record(report)  # nobody but the end of the event loop cancels this task
 
     async def _handle(self) -> Report:
         """Run the handler and return what is to be recorded."""
