@@ -275,6 +275,8 @@ class RunningAttempt:
 
     def _log_end(self, job: Job) -> None:
         level = logging.WARNING if job.status is JobStatus.FAILED else logging.INFO
+        if not logger.isEnabledFor(level):
+            return
         why = f" ({job.error_type})" if job.error_type else ""
         ran = round(asyncio.get_running_loop().time() - self._began, 3)
         facts = {"status": job.status.value, "error_type": job.error_type, "ran_seconds": ran}

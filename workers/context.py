@@ -25,8 +25,8 @@ class JobContext:
     def __init__(self, store: JobStore, claim: Claim) -> None:
         self.store = store
         self.claim = claim
-        self._stack = AsyncExitStack()
         self._output: OutputWriter | None = None
+        self._stack: AsyncExitStack | None = None  # made with the output: most jobs need neither
         self._opening = asyncio.Lock()
 
     def __repr__(self) -> str:
@@ -58,6 +58,7 @@ class JobContext:
         """
         async with self._opening:
             if self._output is None:
+                self._stack = AsyncExitStack()
                 self._output = await self._stack.enter_async_context(self.store.jobs.output(self.claim))
         await self._output.write(text)
 
@@ -77,7 +78,8 @@ class JobContext:
 
     async def close(self) -> None:
         """Make what was streamed durable. The worker calls this when the handler has ended."""
-        await self._stack.aclose()
+        if self._stack is not None:
+            await self._stack.aclose()
 
 
 class SyncJobContext:
