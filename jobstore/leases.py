@@ -54,7 +54,7 @@ class LeaseKeeper:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._kept: dict[tuple[str, int], _Kept] = {}
-        self._present: dict[str, tuple[Registration, Callable[[], int]]] = {}
+        self._present: dict[object, tuple[Registration, Callable[[], int]]] = {}
         self._renewed = 0.0  # when that workers live was last told
         self._renewing = False
         self._lock = threading.Lock()
@@ -90,19 +90,23 @@ class LeaseKeeper:
         with self._lock:
             self._kept.pop((claim.job_id, claim.attempt), None)
 
-    def announce(self, worker: Registration, running: Callable[[], int]) -> None:
-        """Tell from now on that a worker lives, and how many jobs it runs; it was told just now."""
+    def announce(self, worker: Registration, running: Callable[[], int]) -> object:
+        """Tell from now on that a worker lives, and how many jobs it runs; return what to withdraw it by."""
+        key = object()
         with self._lock:
-            self._present[worker.id] = worker, running
+            self._present[key] = worker, running
             self._start_once(asyncio.get_running_loop())
         self._poke()
+        return key
 
-    async def withdraw(self, worker: Registration) -> None:
-        """Tell no more that a worker lives, once this returns."""
+    async def withdraw(self, key: object) -> bool:
+        """Tell no more that a worker lives, once this returns; return whether another of its id does, in this store."""
         with self._lock:
-            self._present.pop(worker.id, None)
+            withdrawn = self._present.pop(key, None)
         while self._renewing:  # noqa: ASYNC110 - it is the thread's, and over in a moment
             await asyncio.sleep(0.001)
+        with self._lock:
+            return withdrawn is not None and any(other.id == withdrawn[0].id for other, _ in self._present.values())
 
     def ending(self, claim: Claim) -> contextlib.AbstractContextManager[None]:
         """Say nothing of a claim while its holder ends it; forget it if that succeeds."""

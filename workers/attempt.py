@@ -277,16 +277,19 @@ class RunningAttempt:
         level = logging.WARNING if job.status is JobStatus.FAILED else logging.INFO
         if not logger.isEnabledFor(level):
             return
-        why = f" ({job.error_type})" if job.error_type else ""
+        interruption = self._interrupted_by
+        reason = job.error_type or interruption
+        why = f" ({reason})" if reason else ""
         ran = round(asyncio.get_running_loop().time() - self._began, 3)
-        facts = {"status": job.status.value, "error_type": job.error_type, "ran_seconds": ran}
-        self._log(level, f"ended: {job.status}{why}", event="end", **facts)
+        how = {"status": job.status.value, "error_type": job.error_type, "interrupted_by": interruption}
+        self._log(level, f"ended: {job.status}{why}", event="end", ran_seconds=ran, **how)
 
     def _log(self, level: int, what: str, *, event: str, **facts: object) -> None:
         """Log a transition with its ids, and without any text of the user's."""
         if not logger.isEnabledFor(level):
             return
-        ids = {"job_id": self.claim.job_id, "attempt": self.claim.attempt, "task_type": self.claim.job.task_type}
+        job = self.claim.job
+        ids = {"job_id": job.id, "attempt": job.attempt, "task_type": job.task_type, "api_type": job.api_type}
         about = {"event": event, "worker_id": self._terms.worker_id, **ids, **facts}
         logger.log(level, "job %s attempt %d %s", self.claim.job_id, self.claim.attempt, what, extra=about)
 

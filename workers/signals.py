@@ -1,4 +1,4 @@
-"""Heeds SIGTERM and SIGINT for all workers that run in an event loop."""
+"""Heeds SIGTERM and SIGINT for all workers that run in an event loop, and SIGHUP for a program of ours."""
 
 from __future__ import annotations
 
@@ -40,6 +40,23 @@ def heed_signals(heed: Heed) -> Iterator[None]:
         all_of_loop.remove(heed)
         if not all_of_loop:
             _restore(loop)
+
+
+@contextmanager
+def heed_hangup(heed: Callable[[], None]) -> Iterator[None]:
+    """Call a function for SIGHUP meanwhile, in the event loop, unless it is ignored, as `nohup` has it."""
+    hangup = getattr(signal, "SIGHUP", None)  # Windows has none
+    if hangup is None or signal.getsignal(hangup) is signal.SIG_IGN:
+        yield
+        return
+    loop = asyncio.get_running_loop()
+    before = signal.getsignal(hangup)
+    loop.add_signal_handler(hangup, heed)
+    try:
+        yield
+    finally:
+        loop.remove_signal_handler(hangup)
+        signal.signal(hangup, before or signal.SIG_DFL)
 
 
 def _install(loop: asyncio.AbstractEventLoop, all_of_loop: list[Heed]) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import sys
 import threading
 from collections.abc import Iterator
 from functools import partial
@@ -23,7 +22,7 @@ def obeying(worker: Worker) -> Iterator[None]:
         ...     await worker.run()
     """
     loop = asyncio.get_running_loop()
-    orders = sys.stdin.fileno()
+    orders = _take_stdin()
 
     def listen() -> None:
         order = b" "
@@ -35,3 +34,12 @@ def obeying(worker: Worker) -> Iterator[None]:
 
     threading.Thread(target=listen, name="jobstore-orders", daemon=True).start()
     yield
+
+
+def _take_stdin() -> int:
+    """Return the standard input, and put nothing in its place: programs that handlers start would read the orders."""
+    orders = os.dup(0)
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.close(nothing)
+    return orders

@@ -12,11 +12,11 @@ import contextlib
 import logging
 import signal
 from asyncio.subprocess import PIPE, Process
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from jobstore.aio import finish
-from jobstore.workers.signals import heed_signals
+from jobstore.workers.signals import heed_hangup, heed_signals
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +40,34 @@ class Restarts(NamedTuple):
     def pause(self, crashes: int) -> float:
         """Return how many seconds to wait after so many crashes in a row."""
         return min(self.longest_pause, self.first_pause * 2.0 ** min(crashes - 1, 30))
+
+
+class _Past:
+    """How one of the processes has fared, over its restarts.
+
+    Attributes:
+        crashes: How often in a row it has ended before it was steady, or just after.
+        was_started: Whether it could be started at all.
+    """
+
+    def __init__(self, restarts: Restarts) -> None:
+        self.crashes = 0
+        self.was_started = False
+        self._was_steady = False
+        self._restarts = restarts
+
+    def note(self, lived: float) -> None:
+        """Note that it has ended, after so many seconds."""
+        is_steady = lived >= self._restarts.steady
+        self._was_steady |= is_steady
+        self.crashes = 1 if is_steady else self.crashes + 1
+
+    def is_hopeless(self, code: int) -> bool:
+        """Whether it is of no use to start it again after it has ended with an exit code.
+
+        One that was steady is never called wrongly: its code may be missing for a moment, while it is deployed.
+        """
+        return self.crashes >= self._restarts.most or (code == WRONG_USAGE and not self._was_steady)
 
 
 class Supervisor:
@@ -97,7 +125,7 @@ class Supervisor:
             for number, command in enumerate(self._commands, start=1)
         ]
         try:
-            with heed_signals(self._heed), self._heeding_reloads():
+            with heed_signals(self._heed), heed_hangup(self.reload if self._reloads else self.stop):
                 await asyncio.wait(keeping, return_when=asyncio.FIRST_EXCEPTION)
         finally:
             self.stop(at_once=True)
@@ -115,50 +143,65 @@ class Supervisor:
         self._stopping, self._at_once = True, at_once
         self._hurry.set()
         patience = self._kill_after + (0 if at_once else self._grace)
-        self._killing.append(asyncio.get_running_loop().call_later(patience, self._kill))
         for process in self._processes.values():
             _order(process, STOP_AT_ONCE if at_once else STOP)
+        self._kill_later(patience, self._processes.values())
 
     def reload(self) -> None:
         """Let each process stop within the grace, and start it anew with the code as it is by then."""
         logger.info("starting the workers anew")
-        self._reloading.update(self._processes)
+        self._reloading.update(range(1, len(self._commands) + 1))  # those that are just being started as well
         self._hurry.set()
         self._hurry = asyncio.Event()
         for process in self._processes.values():
             _order(process, STOP)
+        self._kill_later(self._grace + self._kill_after, self._processes.values())
 
     def _is_stopping(self) -> bool:
         return self._stopping
 
     async def _keep(self, number: int, command: Sequence[str]) -> None:
-        crashes = 0
+        past = _Past(self._restarts)
         while not self._is_stopping():
             self._reloading.discard(number)
-            code, lived = await self._run_once(number, command)
-            if self._is_stopping() or (self._drain and code == 0):
+            code = await self._run_once(number, command, past)
+            if self._is_stopping():
                 return
             if number in self._reloading:
-                crashes = 0
+                past.crashes = 0
                 continue
-            crashes = 1 if lived >= self._restarts.steady else crashes + 1
-            if not self._reloads and (code == WRONG_USAGE or crashes >= self._restarts.most):
+            if self._drain and code == 0:
+                return
+            if not self._reloads and past.is_hopeless(code):
                 self._give_up(number, code)
                 return
-            pause = self._restarts.pause(crashes)
+            pause = self._restarts.pause(past.crashes)
             logger.warning("worker process %d %s: it starts again in %.1f s", number, _ending(code), pause)
             await self._pause(pause)
 
-    async def _run_once(self, number: int, command: Sequence[str]) -> tuple[int, float]:
-        """Run a process to its end; return its exit code and how many seconds it lived."""
-        loop = asyncio.get_running_loop()
-        began = loop.time()
-        # In a session of its own, for a terminal sends Ctrl-C to the whole of the first one.
-        process = await asyncio.create_subprocess_exec(*command, stdin=PIPE, start_new_session=True)
+    async def _run_once(self, number: int, command: Sequence[str], past: _Past) -> int:
+        """Run a process to its end and return its exit code."""
+        began = asyncio.get_running_loop().time()
+        try:
+            # In a session of its own, for a terminal sends Ctrl-C to the whole of the first one.
+            process = await asyncio.create_subprocess_exec(*command, stdin=PIPE, start_new_session=True)
+        except OSError as error:
+            if not past.was_started:
+                raise
+            logger.error("worker process %d cannot be started for now: %s", number, error.strerror)  # noqa: TRY400
+            past.note(0.0)
+            return CRASH_LOOP
+        past.was_started = True
+        code = await self._wait_for(number, process)
+        past.note(asyncio.get_running_loop().time() - began)
+        return code
+
+    async def _wait_for(self, number: int, process: Process) -> int:
         self._processes[number] = process
         logger.info("worker process %d started: pid %d", number, process.pid)
-        if self._stopping:
+        if self._stopping or number in self._reloading:  # it was told before it was there
             _order(process, STOP_AT_ONCE if self._at_once else STOP)
+            self._kill_later(self._grace + self._kill_after, [process])
         try:
             code = await process.wait()
         finally:
@@ -167,18 +210,14 @@ class Supervisor:
                 process.stdin.close()
         if self._stopping:
             logger.log(logging.WARNING if code else logging.INFO, "worker process %d %s", number, _ending(code))
-        return code, loop.time() - began
+        return code
 
     def _give_up(self, number: int, code: int) -> None:
         if code == WRONG_USAGE:
             self._exit_code = WRONG_USAGE
         else:
-            logger.error(
-                "worker process %d %s, for the %d. time in a row: giving up",
-                number,
-                _ending(code),
-                self._restarts.most,
-            )
+            times = self._restarts.most
+            logger.error("worker process %d %s, %d times in a row: giving up", number, _ending(code), times)
             self._exit_code = self._exit_code or CRASH_LOOP
         self.stop()
 
@@ -187,27 +226,24 @@ class Supervisor:
             async with asyncio.timeout(seconds):
                 await self._hurry.wait()
 
-    def _kill(self) -> None:
-        for process in self._processes.values():
-            logger.error("the worker of pid %d does not end: it is killed, its leases will end", process.pid)
-            with contextlib.suppress(ProcessLookupError):
-                process.kill()
+    def _kill_later(self, patience: float, processes: Iterable[Process]) -> None:
+        """Kill processes unless they end in time."""
+        loop = asyncio.get_running_loop()
+        self._killing = [timer for timer in self._killing if timer.when() > loop.time()]
+        self._killing.append(loop.call_later(patience, _kill, list(processes)))
 
     def _heed(self, number: signal.Signals) -> None:
         logger.info("stopping %d worker processes: %s", len(self._processes), number.name)
         self.stop(at_once=self._was_signalled)
         self._was_signalled = True
 
-    @contextlib.contextmanager
-    def _heeding_reloads(self) -> Iterator[None]:
-        loop = asyncio.get_running_loop()
-        if self._reloads:
-            loop.add_signal_handler(signal.SIGHUP, self.reload)
-        try:
-            yield
-        finally:
-            if self._reloads:
-                loop.remove_signal_handler(signal.SIGHUP)
+
+def _kill(processes: Sequence[Process]) -> None:
+    for process in processes:
+        if process.returncode is None:
+            logger.error("the worker of pid %d does not end: it is killed, its leases will end", process.pid)
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
 
 
 def _order(process: Process, order: bytes) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
@@ -89,10 +90,12 @@ def _serve(port: int) -> tuple[WSGIServer, MeterProvider]:
     # they read files as they are imported.
     from opentelemetry.exporter.prometheus import PrometheusMetricReader  # noqa: PLC0415
     from opentelemetry.sdk.metrics import MeterProvider as Provider  # noqa: PLC0415
+    from opentelemetry.sdk.resources import Resource  # noqa: PLC0415
     from prometheus_client import CollectorRegistry, start_http_server  # noqa: PLC0415
 
     registry = CollectorRegistry()
-    provider = Provider([PrometheusMetricReader(registry=registry)])
+    named = {} if "OTEL_SERVICE_NAME" in os.environ else {"service.name": NAME}
+    provider = Provider([PrometheusMetricReader(registry=registry)], Resource.create(named))
     server, _thread = start_http_server(port, "127.0.0.1", registry)
     return server, provider
 
@@ -163,17 +166,17 @@ class _Lanes:
         self._asked = -KEEP_SECONDS
 
     def now(self) -> list[Lane]:
-        """Return how they stand, or have stood a moment ago."""
+        """Return how they stand, or have stood a moment ago; asked by the event loop itself, what is known."""
+        loop = self._worker.event_loop
+        if loop is None or _is_own_loop(loop):  # to wait for it here, or for one who does, would be to wait for ever
+            return self._known
         with self._lock:
             if time.monotonic() - self._asked >= KEEP_SECONDS:
-                self._known = self._ask()
+                self._known = self._ask(loop)
                 self._asked = time.monotonic()
             return self._known
 
-    def _ask(self) -> list[Lane]:
-        loop = self._worker.event_loop
-        if loop is None or _is_own_loop(loop):  # to wait for it here would be to wait for ever
-            return []
+    def _ask(self, loop: asyncio.AbstractEventLoop) -> list[Lane]:
         asking = self._worker.store.lanes.list()
         try:
             future = asyncio.run_coroutine_threadsafe(asking, loop)

@@ -326,6 +326,8 @@ class Worker:
             await self._nudge.wait()
 
     def _heed(self, number: signal.Signals) -> None:
-        logger.info("worker %s stops: %s", self.id, number.name)
+        how = "at once" if self._was_signalled else "when what runs has ended, or the grace is over"
+        about = {"event": "stop", "worker_id": self.id, "signal": number.name}
+        logger.info("worker %s stops %s: %s", self.id, how, number.name, extra=about)
         self.stop(at_once=self._was_signalled)
         self._was_signalled = True

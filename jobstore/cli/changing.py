@@ -56,7 +56,7 @@ def cancel(
         return await store.jobs.cancel_all(**filters)
 
     if _are_named(ids, filters):
-        _change_each(ids or [], change, db, as_json=as_json)
+        _change_each(ids or [], change, _status, db, as_json=as_json)
     else:
         _change_many(change_many, "canceled, or asked to end", db, as_json=as_json)
 
@@ -77,7 +77,7 @@ def retry(
     """Let finished jobs run again, with all their attempts before them: those named, or all that the options tell.
 
     Without `--status`, the options find failed jobs only. What a job answered before stays readable until a new answer
-    is recorded.
+    is recorded. Hidden jobs are in lists again, and an expiry that has passed is dropped.
 
     `jobstore retry --task-type summary --created-after -2h`
     """
@@ -90,7 +90,7 @@ def retry(
         return await store.jobs.retry_all(**filters)
 
     if _are_named(ids, filters):
-        _change_each(ids or [], change, db, as_json=as_json)
+        _change_each(ids or [], change, _status, db, as_json=as_json)
     else:
         _change_many(change_many, "idle again", db, as_json=as_json)
 
@@ -122,7 +122,7 @@ def clear(
         return await store.jobs.clear_all(**filters)
 
     if _are_named(ids, filters):
-        _change_each(ids or [], change, db, as_json=as_json)
+        _change_each(ids or [], change, lambda _: "hidden", db, as_json=as_json)
     else:
         _change_many(change_many, "hidden", db, as_json=as_json)
 
@@ -167,7 +167,7 @@ def _change_many(change: ChangeMany, outcome: str, db: str, *, as_json: bool) ->
         say(f"{changed:,} {'job is' if changed == 1 else 'jobs are'} {outcome}")
 
 
-def _change_each(ids: list[str], change: Change, db: str, *, as_json: bool) -> None:
+def _change_each(ids: list[str], change: Change, outcome: Callable[[Job], str], db: str, *, as_json: bool) -> None:
     """Change each job, those behind one that refuses as well."""
     jobs: list[Job] = []
     errors: list[dict[str, str]] = []
@@ -184,14 +184,12 @@ def _change_each(ids: list[str], change: Change, db: str, *, as_json: bool) -> N
         write_json({"items": list(map(without_texts, jobs)), "errors": errors})
     else:
         for job in jobs:
-            say(f"{job.id} {_outcome(job)}")
+            say(f"{job.id} is {outcome(job)}")
     for refused in errors:
         note(refused["error"])
     if errors:
         raise typer.Exit(1)
 
 
-def _outcome(job: Job) -> str:
-    if job.cleared:
-        return "is hidden"
-    return "is asked to end" if job.status is JobStatus.RUNNING else f"is {job.status}"
+def _status(job: Job) -> str:
+    return "asked to end" if job.status is JobStatus.RUNNING else job.status.value

@@ -97,7 +97,7 @@ def stats(*, db: Db = "", as_json: AsJson = False) -> None:
 
 
 def _row(job: Job) -> list[Cell]:
-    message = job.error_type if job.status is JobStatus.FAILED else job.status_message
+    message = job.error_type if job.status in {JobStatus.FAILED, JobStatus.CANCELED} else job.status_message
     return [
         _id_cell(job.id),
         status_cell(job),

@@ -61,7 +61,7 @@ def pause(
 
 
 def resume(*, task_type: TaskType = None, api_type: ApiType = None, db: Db = "", as_json: AsJson = False) -> None:
-    """End the pauses of a lane, a task type or an API, or, without options, all.
+    """End the pauses of a lane, or of a task type or an API with all lanes in it, or, without options, all.
 
     A pause of more than was named goes on, and is told.
     """

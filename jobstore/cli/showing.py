@@ -21,6 +21,7 @@ from jobstore.cli.screen import (
     is_terminal,
     local,
     note,
+    one_line,
     say,
     size_of,
     write_exactly,
@@ -123,6 +124,7 @@ def _show(job_id: str, db: str, outputs: str | None) -> None:
         write_heading("attempts")
         headings = ["attempt", "outcome", "seconds", "bytes", "started", "worker", "error"]
         write_table(headings, list(map(_attempt_row, attempts)), may_be_cut={"worker", "error"})
+        _show_where_it_failed(attempts[-1])
     _show_text("prompt", _size(job.prompt_bytes, job.prompt_file_path), prompt)
     _show_text("response", _size_of_response(job, attempts), response)
     if prompt.error or response.error:
@@ -209,6 +211,13 @@ def _attempt_row(attempt: Attempt) -> list[Cell]:
         attempt.worker_id,
         ": ".join(part for part in (attempt.error_type, attempt.error_message) if part),
     ]
+
+
+def _show_where_it_failed(attempt: Attempt) -> None:
+    if attempt.error_traceback:
+        write_heading(f"where attempt {attempt.attempt} failed")
+        for line in attempt.error_traceback.splitlines():
+            say(f"  {one_line(line)}")
 
 
 def _size(size: int | None, path: str | None) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import logging
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +16,11 @@ from jobstore.workers import Worker
 
 DEFAULT_NAME = "worker"
 HINT = "'MODULE[:NAME]'"
+
+logger = logging.getLogger(__name__)
+
+_IMPORTING = re.compile(rf"{re.escape(__file__)}|importlib")
+"""Files whose frames tell nothing about the user's module."""
 
 MakeWorker = Callable[[JobStore], Worker]
 
@@ -52,14 +59,25 @@ def _import(target: str) -> object:
     """Import what MODULE:NAME says, from the current folder before anything else."""
     module_name, _, name = target.partition(":")
     sys.path.insert(0, str(Path.cwd()))
+    missing = typer.BadParameter(f"there is no module {module_name} in {Path.cwd()}", param_hint=HINT)
+    if not all(part.isidentifier() for part in module_name.split(".")):
+        raise missing
     try:
         module = importlib.import_module(module_name)
-    except (ModuleNotFoundError, ValueError, TypeError) as error:
-        missing = getattr(error, "name", None) or module_name
-        if module_name != missing and not module_name.startswith(f"{missing}."):
-            raise  # the module is there, and lacks something itself
-        raise typer.BadParameter(f"there is no module {module_name} in {Path.cwd()}", param_hint=HINT) from None
+    except Exception as error:
+        if isinstance(error, ModuleNotFoundError) and f"{module_name}.".startswith(f"{error.name}."):
+            raise missing from None
+        logger.error("%s cannot be imported", module_name, exc_info=_without_own_frames(error))  # noqa: TRY400
+        raise typer.Exit(1) from None
     try:
         return getattr(module, name or DEFAULT_NAME)
     except AttributeError:
         raise typer.BadParameter(f"{module_name} has no {name or DEFAULT_NAME}", param_hint=HINT) from None
+
+
+def _without_own_frames(error: Exception) -> Exception:
+    """Leave out of a traceback how the module came to be imported."""
+    trace = error.__traceback__
+    while trace is not None and _IMPORTING.search(trace.tb_frame.f_code.co_filename):
+        trace = trace.tb_next
+    return error.with_traceback(trace)

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import importlib.util
 import logging
+import os
 import sys
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -14,9 +15,13 @@ import typer
 
 from jobstore.cli import logs, work_targets
 from jobstore.workers import Worker
+from jobstore.workers.signals import heed_hangup
 from jobstore.workers.supervised import obeying
 
 logger = logging.getLogger(__name__)
+
+LEAVE_SECONDS = 1.0
+"""How long handlers that were given up may take to end, once all else has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,13 +89,30 @@ def run(settings: Settings) -> None:
         async with store, AsyncExitStack() as stack:
             worker = make(store)
             worker.concurrency = settings.concurrency or worker.concurrency
-            logger.info("worker %s works on %s", worker.id, store.name, extra={"worker_id": worker.id})
+            about = {"worker_id": worker.id}
+            logger.info("worker %s works on %s", worker.id, store.name, extra={"event": "start", **about})
             if settings.metrics_port is not None:
                 await _serve_metrics(stack, worker, settings.metrics_port)
-            with obeying(worker) if settings.supervised else contextlib.nullcontext():
+            with heed_hangup(worker.stop), obeying(worker) if settings.supervised else contextlib.nullcontext():
                 await worker.run(drain=settings.drain, grace=settings.grace)
+            logger.info("worker %s has stopped", worker.id, extra={"event": "stopped", **about})
 
-    asyncio.run(work())
+    async def work_and_leave() -> None:
+        await work()
+        await _leave_behind_what_does_not_end()
+
+    asyncio.run(work_and_leave())
+
+
+async def _leave_behind_what_does_not_end() -> None:
+    """End this process without handlers that take no cancellation: their jobs are recorded, and a loop would wait."""
+    left = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in left:
+        task.cancel()
+    if left and (await asyncio.wait(left, timeout=LEAVE_SECONDS))[1]:
+        logger.warning("some handlers do not end though they were cancelled: the process ends without them")
+        logging.shutdown()
+        os._exit(0)
 
 
 async def _serve_metrics(stack: AsyncExitStack, worker: Worker, port: int) -> None:

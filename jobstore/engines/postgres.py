@@ -7,6 +7,7 @@ import contextlib
 import time
 from collections.abc import AsyncIterator, Coroutine
 from typing import Any, Literal, TypeVar
+from weakref import WeakSet
 
 import psycopg
 import psycopg_pool
@@ -97,6 +98,7 @@ class PostgresEngine:
         self._aside = asyncio.Semaphore(ASIDE)
         self._tasks: set[asyncio.Task[Any]] = set()
         self._abandoned: set[asyncio.Task[Any]] = set()
+        self._begun: WeakSet[asyncio.Task[Any]] = WeakSet()  # reads that have had a connection
         self._beating: dict[asyncio.AbstractEventLoop, Writer] = {}
         self._foreign = self._timeouts = self._reads = self._reading = 0
 
@@ -182,20 +184,37 @@ class PostgresEngine:
             PoolTimeout: No reading connection became free in time.
             ConnectionLost: The server went away.
         """
-        loop = asyncio.get_running_loop()
-        reading = loop.create_task(self._read(make_operation, *args))
+        reading = asyncio.get_running_loop().create_task(self._read(make_operation, *args))
         try:
-            return await asyncio.shield(reading)
+            await asyncio.wait([reading])
         except asyncio.CancelledError:
-            self._abandoned.add(reading)
-            reading.add_done_callback(self._abandoned.discard)
-            loop.call_later(ABANDONED_SECONDS, reading.cancel)
+            self._abandon(reading)
             raise
+        return reading.result()
+
+    def _note_begun(self) -> None:
+        if (task := asyncio.current_task()) is not None:
+            self._begun.add(task)
+
+    def _abandon(self, reading: asyncio.Task[Any]) -> None:
+        """Let a read go on for a moment, unless it has not begun, or too many do."""
+        self._abandoned.add(reading)
+        reading.add_done_callback(self._forget)
+        if reading not in self._begun or len(self._abandoned) > max(1, self._pool_size // 2):
+            reading.cancel()
+        else:
+            asyncio.get_running_loop().call_later(ABANDONED_SECONDS, reading.cancel)
+
+    def _forget(self, reading: asyncio.Task[Any]) -> None:
+        self._abandoned.discard(reading)
+        if not reading.cancelled():
+            reading.exception()  # looked at, so that nobody is told that it was not
 
     async def _read(self, make_operation: MakeOperation[..., T], *args: Any) -> T:  # noqa: ANN401
         for tries in range(1, MAX_READS + 1):
             try:
                 async with self._reader() as connection:
+                    self._note_begun()
                     return await driver.read(connection, make_operation(self.clock(), *args))
             except TransactionFailed as failure:
                 error = translate(failure.error)

@@ -100,14 +100,21 @@ def _running(now: datetime, job: Job, attempt: Attempt) -> _Told:
     end = attempt.lease_expires_at
     holds = f"worker {attempt.worker_id} has leased it until {_utc(end)}"
     if end <= now:
-        text = (
-            f"Worker {attempt.worker_id} was lost, its lease ended at {_utc(end)}: the next claim gives the job back."
-        )
+        text = f"Worker {attempt.worker_id} was lost, its lease ended at {_utc(end)}: {_fate(job)}."
         return _Told(ExplanationReason.LEASE_ENDED, text, end)
     if job.cancel_requested_at is not None:
         text = f"It was asked to end at {_utc(job.cancel_requested_at)}; {holds}."
         return _Told(ExplanationReason.CANCEL_REQUESTED, text, end)
     return _Told(ExplanationReason.RUNNING, f"It is running: {holds}.", end)
+
+
+def _fate(job: Job) -> str:
+    """Say what a rescue makes of a job whose lease has ended."""
+    if job.cancel_requested_at is not None:
+        return "the next claim cancels the job, as was asked"
+    if job.attempts_used >= job.max_attempts:
+        return f"the next claim lets the job fail, as its attempts are used up, {_tries(job)}"
+    return "the next claim gives the job back"
 
 
 def _paused(pause: Pause) -> _Told:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import builtins
 import logging
 import os
@@ -21,6 +22,9 @@ from jobstore.repositories.arguments import check_range, names
 from jobstore.repositories.backend import Backend
 
 logger = logging.getLogger(__name__)
+
+PATIENCE = 5.0
+"""Seconds that a worker's end may take."""
 
 
 class WorkerRepository:
@@ -73,19 +77,24 @@ class WorkerRepository:
         check_range("concurrency", concurrency, 1, MAX_PRIORITY, InvalidArgument)
         handled = sorted(names("task_types", task_types) or [])
         worker = Registration(worker_id, socket.gethostname(), os.getpid(), version, handled, concurrency)
+        key = self._backend.leases.announce(worker, running)
         try:
-            await self._backend.write(registering.register, worker, running(), seconds(LIFETIME))
-        except JobStoreError as error:
-            logger.warning("worker %s is not listed yet: %s", worker_id, type(error).__name__)
-        self._backend.leases.announce(worker, running)
-        try:
+            await self._register(worker, running())
             yield
         finally:
-            await finish(self._unregister(worker))
+            await finish(self._unregister(worker, key))
 
-    async def _unregister(self, worker: Registration) -> None:
+    async def _register(self, worker: Registration, running: int) -> None:
         try:
-            await self._backend.leases.withdraw(worker)
-            await self._backend.write(registering.unregister, worker, finishing=True)
+            await self._backend.write(registering.register, worker, running, seconds(LIFETIME))
         except JobStoreError as error:
+            logger.warning("worker %s is not listed yet: %s", worker.id, type(error).__name__)
+
+    async def _unregister(self, worker: Registration, key: object) -> None:
+        """Take a worker off the list; if that takes long, its row has its own end."""
+        try:
+            async with asyncio.timeout(PATIENCE):
+                if not await self._backend.leases.withdraw(key):
+                    await self._backend.write(registering.unregister, worker, finishing=True)
+        except (JobStoreError, TimeoutError) as error:
             logger.warning("worker %s stays listed for a while: %s", worker.id, type(error).__name__)

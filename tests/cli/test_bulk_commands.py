@@ -81,3 +81,9 @@ def test_without_ids_or_options_nothing_is_done(command: Command, verb: str) -> 
 @pytest.mark.parametrize(("verb", "status"), [("cancel", "failed"), ("retry", "idle")])
 def test_a_status_that_cannot_be_changed_so_is_refused(command: Command, verb: str, status: str) -> None:
     assert "status" in command.misused(verb, "--status", status)
+
+
+def test_canceling_a_hidden_job_says_that_it_is_canceled(command: Command) -> None:
+    job_id = command.enqueue("p")
+    command.ok("clear", job_id)
+    assert command.ok("cancel", job_id) == f"{job_id} is canceled\n"

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +19,7 @@ from jobstore import (
     JobNotFound,
     JobStatus,
     JobStore,
+    LeaseLost,
     NewJob,
 )
 from jobstore.operations import bulk
@@ -393,3 +396,30 @@ async def test_rounds_that_were_done_before_the_caller_was_cancelled_stay(store:
 
 async def some_are_canceled(store: JobStore) -> bool:
     return await store.jobs.count(status="canceled") > 0
+
+
+async def test_changing_many_does_not_hold_up_others_who_work_on_the_same(database: Path | str) -> None:
+    """In one transaction with others that change the same rows, not in one that has to be repeated for them."""
+    async with JobStore(database, migrate=True) as working, JobStore(database) as changing:
+        await working.jobs.enqueue_many(NewJob(prompt="p", task_type="t", api_type="a") for _ in range(300))
+
+        async def work() -> None:
+            while claims := await working.jobs.claim("w", task_types=["t"]):
+                with suppress(LeaseLost):
+                    await working.jobs.complete(claims[0], "done")
+
+        workers = [asyncio.ensure_future(work()) for _ in range(10)]
+        async with asyncio.timeout(60):
+            canceled = await changing.jobs.cancel_all(task_type="t", status="idle")
+            await asyncio.gather(*workers)
+        assert await changing.jobs.count(status="canceled") == canceled
+        assert await changing.jobs.count(status="completed") == 300 - canceled
+
+
+async def test_a_job_that_was_claimed_meanwhile_is_not_canceled_as_idle(store: JobStore) -> None:
+    job = await enqueue(store)
+    claims, canceled = await asyncio.gather(store.jobs.claim("w"), store.jobs.cancel_all(status="idle"))
+    after = await store.jobs.get(job.id)
+    assert (len(claims), canceled) in {(1, 0), (0, 1)}
+    assert after.status is (JobStatus.RUNNING if claims else JobStatus.CANCELED)
+    assert (after.cancel_requested_at is None) == bool(claims)

@@ -104,6 +104,19 @@ async def test_a_job_whose_worker_is_lost_says_that_the_next_claim_helps(store: 
     assert await told(store, claimed) == ("lease_ended", text)
 
 
+async def test_a_lost_job_that_is_to_end_or_has_no_attempt_left_says_what_becomes_of_it(
+    store: JobStore, clock: FakeClock
+) -> None:
+    last = await start(store, max_attempts=1, lease=60)
+    canceled = await start(store, lease=60)
+    await store.jobs.cancel(canceled.job_id)
+    clock.advance(61)
+    lost = f"Worker worker-1 was lost, its lease ended at {IN_A_MINUTE}:"
+    fails = f"{lost} the next claim lets the job fail, as its attempts are used up, 1 of 1 attempt."
+    assert await told(store, last) == ("lease_ended", fails)
+    assert await told(store, canceled) == ("lease_ended", f"{lost} the next claim cancels the job, as was asked.")
+
+
 # What waits
 
 

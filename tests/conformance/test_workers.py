@@ -170,6 +170,28 @@ async def test_a_worker_withdrawn_during_its_renewal_is_not_listed_by_it(databas
             assert await store.workers.list() == []
 
 
+async def test_registering_that_is_cancelled_anywhere_leaves_nothing_listed(store: JobStore) -> None:
+    async def work() -> None:
+        async with store.workers.registered("w", task_types=["plan"]):
+            await asyncio.Event().wait()
+
+    for pauses in range(40):
+        working = asyncio.ensure_future(work())
+        for _ in range(pauses):
+            await asyncio.sleep(0)
+        working.cancel()
+        await asyncio.wait([working])
+        assert await store.workers.list() == []
+
+
+async def test_of_two_workers_with_one_name_the_last_to_end_takes_it_off_the_list(store: JobStore) -> None:
+    async with store.workers.registered("w", task_types=["plan"]):
+        async with store.workers.registered("w", task_types=["plan"]):
+            pass
+        assert await listed(store) == ["w"]
+    assert await listed(store) == []
+
+
 async def test_a_store_that_is_unwell_does_not_keep_a_worker_from_running(store: JobStore) -> None:
     await store.execute("ALTER TABLE workers RENAME TO unreachable")
     worker = Worker(store)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import random
 import socket
@@ -858,3 +859,30 @@ async def test_a_long_read_whose_caller_is_cancelled_ends_on_the_server_too(
 
         await eventually(over)
         assert await store.jobs._backend.engine.read(backend_pid) > 0
+
+
+def failing_read(_now: int, seconds: float) -> Operation[None]:
+    yield from fetch_one("SELECT pg_sleep(:seconds)", seconds=seconds)
+    yield from fetch_one("SELECT 1 / 0")
+
+
+async def test_a_read_that_fails_after_its_caller_was_cancelled_is_told_to_nobody(
+    database: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with JobStore(database, migrate=True, pool_size=1) as store:
+        await cancelled_by_task(store.jobs._backend.engine.read(failing_read, 0.02), 0.005)
+    gc.collect()
+    await asyncio.sleep(0)
+    assert "never retrieved" not in caplog.text
+
+
+async def test_reads_whose_callers_were_cancelled_take_no_more_than_half_of_the_pool(database: str) -> None:
+    async with JobStore(database, migrate=True, pool_size=4) as store:
+        engine = store.jobs._backend.engine
+        reads = [asyncio.ensure_future(engine.read(slow_read, 3600)) for _ in range(10)]
+        await eventually(lambda: store.stats().readers.in_use == 4)
+        for reading in reads:
+            reading.cancel()
+        await asyncio.wait(reads)
+        assert await engine.read(backend_pid) > 0
+        assert len(engine._abandoned) <= 2  # type: ignore[attr-defined]

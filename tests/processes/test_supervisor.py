@@ -13,6 +13,7 @@ import urllib.request
 from collections.abc import AsyncIterator
 from contextlib import ExitStack, asynccontextmanager, closing, suppress
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -40,6 +41,7 @@ def worker(store):
 
     @worker.handles("held")
     async def held(job):
+        Path(f"begun-{job.job.id}").touch()
         while not Path("release").exists():
             await asyncio.sleep(0.01)
         return "released"
@@ -120,8 +122,9 @@ async def all_are(store: JobStore, jobs: list[Job], status: JobStatus) -> bool:
     return {(await store.jobs.get(job.id)).status for job in jobs} == {status}
 
 
-async def begun(store: JobStore, jobs: list[Job]) -> None:
-    await eventually(lambda: all_are(store, jobs, JobStatus.RUNNING))
+async def begun(folder: Path, jobs: list[Job]) -> None:
+    """Wait for the handlers: a job that is running in the database may still be given back, if its process stops."""
+    await eventually(lambda: all((folder / f"begun-{job.id}").exists() for job in jobs))
 
 
 def gone(pid: int) -> bool:
@@ -160,7 +163,7 @@ async def test_a_signal_lets_what_runs_end_in_all_processes(
 ) -> None:
     jobs = await enqueue(store, "held", 6)
     async with working(folder, database, "--processes", 2, "--grace", 60) as supervisor:
-        await begun(store, jobs)
+        await begun(folder, jobs)
         supervisor.process.send_signal(number)
         (folder / "release").touch()
         assert await supervisor.ends() == 0
@@ -173,7 +176,7 @@ async def test_a_service_manager_that_signals_every_process_takes_nothing_of_the
 ) -> None:
     jobs = await enqueue(store, "held", 6)
     async with working(folder, database, "--processes", 2, "--grace", 60) as supervisor:
-        await begun(store, jobs)
+        await begun(folder, jobs)
         for worker in await live(store, 2):
             os.kill(worker.pid, signal.SIGTERM)
         supervisor.process.terminate()
@@ -189,7 +192,7 @@ async def test_what_runs_longer_than_the_grace_is_given_back_and_not_counted(
 ) -> None:
     jobs = await enqueue(store, "held", 6)
     async with working(folder, database, "--processes", 2, "--grace", 0) as supervisor:
-        await begun(store, jobs)
+        await begun(folder, jobs)
         supervisor.process.terminate()
         assert await supervisor.ends() == 0
     assert await all_are(store, jobs, JobStatus.IDLE)
@@ -199,7 +202,7 @@ async def test_what_runs_longer_than_the_grace_is_given_back_and_not_counted(
 async def test_a_second_signal_ends_the_grace(store: JobStore, folder: Path, database: Path) -> None:
     jobs = await enqueue(store, "held", 6)
     async with working(folder, database, "--processes", 2, "--grace", 3600) as supervisor:
-        await begun(store, jobs)
+        await begun(folder, jobs)
         supervisor.process.terminate()
         await eventually(lambda: "stopping 2 worker processes" in supervisor.log)
         supervisor.process.terminate()
@@ -218,7 +221,7 @@ async def test_a_signal_while_the_processes_start_ends_them(store: JobStore, fol
 async def test_the_processes_end_when_the_supervisor_is_killed(store: JobStore, folder: Path, database: Path) -> None:
     jobs = await enqueue(store, "held", 6)
     async with working(folder, database, "--processes", 2, "--grace", 0) as supervisor:
-        await begun(store, jobs)
+        await begun(folder, jobs)
         pids = [worker.pid for worker in await live(store, 2)]
         supervisor.process.kill()
         await eventually(lambda: all(map(gone, pids)))
@@ -408,3 +411,155 @@ async def test_json_logs_are_an_object_a_line_with_ids_and_no_texts(
     assert of_job[0]["worker_id"] == of_job[1]["worker_id"]
     assert "secret prompt" not in supervisor.log
     assert "first code" not in supervisor.log
+
+
+# What goes on while processes start, are stuck, or are told twice
+
+
+async def test_a_reload_while_jobs_are_drained_goes_on_with_the_rest(
+    store: JobStore, folder: Path, database: Path
+) -> None:
+    jobs = await enqueue(store, "held", 12)
+    async with working(folder, database, "--drain", "--reload", "--concurrency", 2, "--grace", 60) as supervisor:
+        before = frozenset(worker.pid for worker in await live(store, 1))
+        await eventually(lambda: some_run(store))
+        supervisor.process.send_signal(signal.SIGHUP)
+        await eventually(lambda: "starting the workers anew" in supervisor.log)
+        (folder / "release").touch()
+        assert await supervisor.ends() == 0
+    assert await all_are(store, jobs, JobStatus.COMPLETED)
+    assert len(before) == 1
+
+
+async def some_run(store: JobStore) -> bool:
+    return await store.jobs.count(status="running") == 2
+
+
+async def test_a_process_that_does_not_end_for_a_reload_is_killed_and_replaced(tmp_path: Path) -> None:
+    deaf = [sys.executable, "-c", "import time; time.sleep(3600)"]
+    supervisor = Supervisor([deaf], grace=0, kill_after=0, reloads=True)
+    running = asyncio.ensure_future(supervisor.run())
+    await eventually(lambda: len(supervisor.pids) == 1)
+    [before] = supervisor.pids
+    supervisor.reload()
+    await eventually(lambda: supervisor.pids not in ([before], []))
+    assert gone(before)
+    supervisor.stop()
+    assert await running == 0
+    assert list(tmp_path.iterdir()) == []
+
+
+async def test_a_reload_while_a_process_starts_reaches_it_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    noting = [sys.executable, "-c", "import sys; open('starts', 'a').write('x'); sys.stdin.read(1)"]
+    spawn, spawned, told = asyncio.create_subprocess_exec, asyncio.Event(), asyncio.Event()
+
+    async def spawn_slowly(*arguments: Any, **options: Any) -> Any:  # noqa: ANN401
+        process = await spawn(*arguments, **options)
+        spawned.set()
+        await told.wait()
+        return process
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", spawn_slowly)
+    supervisor = Supervisor([noting], reloads=True)
+    running = asyncio.ensure_future(supervisor.run())
+    await spawned.wait()
+    assert supervisor.pids == []
+    supervisor.reload()
+    told.set()
+    starts = tmp_path / "starts"
+    await eventually(lambda: starts.exists() and starts.read_text() == "xx")
+    supervisor.stop()
+    assert await running == 0
+
+
+async def test_a_process_that_cannot_be_started_again_for_now_is_no_reason_to_end_the_others(tmp_path: Path) -> None:
+    program = tmp_path / "program"
+    steady = [sys.executable, "-c", "import sys; sys.stdin.read(1)"]
+    program.write_text("#!/bin/sh\nexit 1\n")
+    program.chmod(0o755)
+    supervisor = Supervisor([[str(program)], steady], restarts=Restarts(first_pause=0.3, most=3))
+    running = asyncio.ensure_future(supervisor.run())
+    await eventually(lambda: len(supervisor.pids) == 1)
+    program.unlink()
+    assert await running == 1  # after it was tried as often as one that crashes
+
+
+async def test_a_hangup_stops_what_does_not_reload(store: JobStore, folder: Path, database: Path) -> None:
+    for options in (["--processes", 2], []):
+        jobs = await enqueue(store, "held", 2)
+        async with working(folder, database, *options, "--grace", 0) as program:
+            await begun(folder, jobs)
+            program.process.send_signal(signal.SIGHUP)
+            assert await program.ends() == 0
+        assert await all_are(store, jobs, JobStatus.IDLE)
+        await store.jobs.cancel_all(everything=True)
+
+
+STUBBORN = """
+import asyncio
+import subprocess
+from pathlib import Path
+
+from jobstore.workers import Worker
+
+
+def worker(store):
+    worker = Worker(store, cancel_grace=0.1)
+
+    @worker.handles("deaf")
+    async def deaf(job):
+        Path(f"begun-{job.job.id}").touch()
+        while True:
+            try:
+                await asyncio.sleep(3600)
+            except asyncio.CancelledError:
+                pass
+
+    @worker.handles("reading")
+    async def reading(job):
+        await asyncio.to_thread(subprocess.run, ["cat"], check=True)
+        return "the end of its input"
+
+    return worker
+"""
+
+
+@pytest.mark.parametrize("options", [[], ["--processes", 2]], ids=["alone", "supervised"])
+async def test_a_handler_that_swallows_its_cancellation_does_not_keep_its_process(
+    store: JobStore, folder: Path, database: Path, options: list[object]
+) -> None:
+    (folder / "tasks_of_mine.py").write_text(STUBBORN, encoding="utf-8")
+    jobs = await enqueue(store, "deaf")
+    async with working(folder, database, *options, "--grace", 0) as program:
+        await begun(folder, jobs)
+        program.process.terminate()
+        assert await program.ends() == 0
+        assert "the process ends without them" in program.log
+    assert await all_are(store, jobs, JobStatus.IDLE)
+    assert await store.workers.list() == []
+
+
+async def test_a_program_that_a_handler_starts_does_not_read_the_orders(
+    store: JobStore, folder: Path, database: Path
+) -> None:
+    (folder / "tasks_of_mine.py").write_text(STUBBORN, encoding="utf-8")
+    jobs = await enqueue(store, "reading")
+    async with working(folder, database, "--processes", 2) as supervisor:
+        await eventually(lambda: all_are(store, jobs, JobStatus.COMPLETED))
+        supervisor.process.terminate()
+        assert await supervisor.ends() == 0
+
+
+async def test_a_module_that_cannot_be_imported_is_told_by_its_own_frames(
+    store: JobStore, folder: Path, database: Path
+) -> None:
+    (folder / "tasks_of_mine.py").write_text("import helper_of_mine", encoding="utf-8")
+    (folder / "helper_of_mine.py").write_text("int('no number')", encoding="utf-8")
+    async with working(folder, database, "--log-format", "json") as program:
+        assert await program.ends() == 1
+    [record] = map(json.loads, program.log.splitlines())
+    assert record["message"] == "tasks_of_mine cannot be imported"
+    assert record["exc_info"].count("File ") == 2
+    assert "helper_of_mine.py" in record["exc_info"]
+    assert await store.workers.list() == []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import socket
+import threading
 import urllib.request
 from collections.abc import Iterator
 from contextlib import closing
@@ -21,7 +22,7 @@ from opentelemetry.trace import SpanKind, StatusCode
 
 from jobstore import JobStore
 from jobstore.testing import FakeClock
-from jobstore.workers import Fail, JobContext, Snooze, SyncJobContext, Worker, constant
+from jobstore.workers import Fail, JobContext, Snooze, SyncJobContext, Worker, constant, telemetry
 from jobstore.workers.telemetry import instrument, serving_metrics
 from tests.conformance.support import eventually
 
@@ -176,6 +177,29 @@ async def test_whoever_reads_the_metrics_in_the_event_loop_learns_nothing_of_lan
     worker.stop()
     await running
     assert "jobstore.lane.depth" not in await asyncio.to_thread(counted, reader)
+
+
+async def test_reading_in_the_event_loop_does_not_wait_for_a_thread_that_waits_for_the_loop(
+    store: JobStore, worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(telemetry, "ASK_SECONDS", 30)
+    running = asyncio.ensure_future(worker.run())
+    await eventually(lambda: worker.event_loop is not None)
+    lanes, asking, ask = telemetry._Lanes(worker), threading.Event(), store.lanes.list
+
+    def tell_and_ask() -> Any:  # noqa: ANN401 - a coroutine
+        asking.set()
+        return ask()
+
+    monkeypatch.setattr(store.lanes, "list", tell_and_ask)
+    thread = threading.Thread(target=lanes.now)
+    thread.start()
+    assert asking.wait(60)  # now it waits for this loop
+    assert lanes.now() == []
+    assert thread.is_alive()
+    await asyncio.to_thread(thread.join)
+    worker.stop()
+    await running
 
 
 async def test_each_attempt_has_a_span_that_what_it_calls_is_a_child_of(
