@@ -13,7 +13,7 @@ import urllib.request
 from collections.abc import AsyncIterator
 from contextlib import ExitStack, asynccontextmanager, closing, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import psutil
 import pytest
@@ -24,9 +24,10 @@ from tests.conformance.support import eventually
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="there are no signals")
 
+Database: TypeAlias = Path | str
+
 TASKS = """
 import asyncio
-import time
 from pathlib import Path
 
 from jobstore.workers import Worker
@@ -46,11 +47,6 @@ def worker(store):
             await asyncio.sleep(0.01)
         return "released"
 
-    @worker.handles("stubborn")
-    def stubborn(job):
-        while True:
-            time.sleep(0.01)
-
     return worker
 """
 
@@ -62,7 +58,19 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-async def store(database: Path) -> AsyncIterator[JobStore]:
+def database(request: pytest.FixtureRequest, tmp_path: Path) -> Database:
+    """Return what a test names by `on_both`, else a file."""
+    if getattr(request, "param", "sqlite") == "sqlite":
+        return tmp_path / "jobs.db"
+    url: str = request.getfixturevalue("fresh_database")
+    return url
+
+
+on_both = pytest.mark.parametrize("database", ["sqlite", "postgres"], indirect=True)
+
+
+@pytest.fixture
+async def store(database: Database) -> AsyncIterator[JobStore]:
     async with JobStore(database, migrate=True) as store:
         yield store
 
@@ -83,7 +91,7 @@ class Running:
 
 
 @asynccontextmanager
-async def working(folder: Path, database: Path, *options: object) -> AsyncIterator[Running]:
+async def working(folder: Path, database: Database, *options: object) -> AsyncIterator[Running]:
     """Run the command; what is left of it at the end is killed."""
     command = [sys.executable, "-m", "jobstore", "work", "tasks_of_mine", *map(str, options)]
     environment = {**os.environ, "JOBSTORE_URL": str(database)}
@@ -134,8 +142,9 @@ def gone(pid: int) -> bool:
 # Work
 
 
+@on_both
 async def test_several_processes_share_the_work_and_end_when_it_is_done(
-    store: JobStore, folder: Path, database: Path
+    store: JobStore, folder: Path, database: Database
 ) -> None:
     jobs = await enqueue(store, "quick", 50)
     async with working(folder, database, "--processes", 3, "--drain") as supervisor:
@@ -145,7 +154,7 @@ async def test_several_processes_share_the_work_and_end_when_it_is_done(
     assert await store.workers.list() == []
 
 
-async def test_options_reach_every_process(store: JobStore, folder: Path, database: Path) -> None:
+async def test_options_reach_every_process(store: JobStore, folder: Path, database: Database) -> None:
     async with working(folder, database, "--processes", 2, "--concurrency", 7, "--db", database) as supervisor:
         workers = await live(store, 2)
         assert {worker.concurrency for worker in workers} == {7}
@@ -157,9 +166,10 @@ async def test_options_reach_every_process(store: JobStore, folder: Path, databa
 # Stopping
 
 
+@on_both
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 async def test_a_signal_lets_what_runs_end_in_all_processes(
-    store: JobStore, folder: Path, database: Path, number: int
+    store: JobStore, folder: Path, database: Database, number: int
 ) -> None:
     jobs = await enqueue(store, "held", 6)
     async with working(folder, database, "--processes", 2, "--grace", 60) as supervisor:
@@ -172,7 +182,7 @@ async def test_a_signal_lets_what_runs_end_in_all_processes(
 
 
 async def test_a_service_manager_that_signals_every_process_takes_nothing_of_the_grace(
-    store: JobStore, folder: Path, database: Path
+    store: JobStore, folder: Path, database: Database
 ) -> None:
     jobs = await enqueue(store, "held", 6)
     async with working(folder, database, "--processes", 2, "--grace", 60) as supervisor:
@@ -187,8 +197,9 @@ async def test_a_service_manager_that_signals_every_process_takes_nothing_of_the
     assert await all_are(store, jobs, JobStatus.COMPLETED)
 
 
+@on_both
 async def test_what_runs_longer_than_the_grace_is_given_back_and_not_counted(
-    store: JobStore, folder: Path, database: Path
+    store: JobStore, folder: Path, database: Database
 ) -> None:
     jobs = await enqueue(store, "held", 6)
     async with working(folder, database, "--processes", 2, "--grace", 0) as supervisor:
@@ -199,7 +210,7 @@ async def test_what_runs_longer_than_the_grace_is_given_back_and_not_counted(
     assert {(await store.jobs.get(job.id)).attempts_used for job in jobs} == {0}
 
 
-async def test_a_second_signal_ends_the_grace(store: JobStore, folder: Path, database: Path) -> None:
+async def test_a_second_signal_ends_the_grace(store: JobStore, folder: Path, database: Database) -> None:
     jobs = await enqueue(store, "held", 6)
     async with working(folder, database, "--processes", 2, "--grace", 3600) as supervisor:
         await begun(folder, jobs)
@@ -210,7 +221,7 @@ async def test_a_second_signal_ends_the_grace(store: JobStore, folder: Path, dat
     assert await all_are(store, jobs, JobStatus.IDLE)
 
 
-async def test_a_signal_while_the_processes_start_ends_them(store: JobStore, folder: Path, database: Path) -> None:
+async def test_a_signal_while_the_processes_start_ends_them(store: JobStore, folder: Path, database: Database) -> None:
     async with working(folder, database, "--processes", 2) as supervisor:
         await eventually(lambda: supervisor.log.count("started: pid") == 1 or "process 2 started" in supervisor.log)
         supervisor.process.terminate()
@@ -218,7 +229,10 @@ async def test_a_signal_while_the_processes_start_ends_them(store: JobStore, fol
     assert await store.workers.list() == []
 
 
-async def test_the_processes_end_when_the_supervisor_is_killed(store: JobStore, folder: Path, database: Path) -> None:
+@on_both
+async def test_the_processes_end_when_the_supervisor_is_killed(
+    store: JobStore, folder: Path, database: Database
+) -> None:
     jobs = await enqueue(store, "held", 6)
     async with working(folder, database, "--processes", 2, "--grace", 0) as supervisor:
         await begun(folder, jobs)
@@ -232,9 +246,10 @@ async def test_the_processes_end_when_the_supervisor_is_killed(store: JobStore, 
 # Crashing
 
 
+@on_both
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV])
 async def test_a_process_that_crashes_is_started_again(
-    store: JobStore, folder: Path, database: Path, number: int
+    store: JobStore, folder: Path, database: Database, number: int
 ) -> None:
     async with working(folder, database, "--processes", 2) as supervisor:
         before = await live(store, 2)
@@ -278,7 +293,7 @@ def test_pauses_double_up_to_a_bound() -> None:
 
 
 async def test_a_wrong_target_is_told_once_and_ends_with_exit_code_2(
-    folder: Path, database: Path, store: JobStore
+    folder: Path, database: Database, store: JobStore
 ) -> None:
     (folder / "tasks_of_mine.py").write_text("", encoding="utf-8")
     async with working(folder, database, "--processes", 2) as supervisor:
@@ -328,7 +343,7 @@ async def test_stopping_before_it_runs_starts_nothing() -> None:
 # Reloading
 
 
-async def test_sighup_starts_the_workers_anew_with_new_code(store: JobStore, folder: Path, database: Path) -> None:
+async def test_sighup_starts_the_workers_anew_with_new_code(store: JobStore, folder: Path, database: Database) -> None:
     async with working(folder, database, "--processes", 2, "--reload", "--grace", 0) as supervisor:
         before = frozenset(worker.pid for worker in await live(store, 2))
         (folder / "tasks_of_mine.py").write_text(TASKS.replace("first code", "second code"), encoding="utf-8")
@@ -342,7 +357,7 @@ async def test_sighup_starts_the_workers_anew_with_new_code(store: JobStore, fol
         assert await supervisor.ends() == 0
 
 
-async def test_broken_code_waits_for_the_next_reload(store: JobStore, folder: Path, database: Path) -> None:
+async def test_broken_code_waits_for_the_next_reload(store: JobStore, folder: Path, database: Database) -> None:
     async with working(folder, database, "--reload") as supervisor:
         before = frozenset(worker.pid for worker in await live(store, 1))
         (folder / "tasks_of_mine.py").write_text("this is no Python", encoding="utf-8")
@@ -359,7 +374,7 @@ async def test_broken_code_waits_for_the_next_reload(store: JobStore, folder: Pa
 
 
 async def test_each_process_serves_its_metrics_at_a_port_of_its_own(
-    store: JobStore, folder: Path, database: Path
+    store: JobStore, folder: Path, database: Database
 ) -> None:
     jobs = await enqueue(store, "quick", 20)
     first = free_ports(2)
@@ -396,7 +411,7 @@ def free_ports(count: int) -> int:
 
 
 async def test_json_logs_are_an_object_a_line_with_ids_and_no_texts(
-    store: JobStore, folder: Path, database: Path
+    store: JobStore, folder: Path, database: Database
 ) -> None:
     [job] = await enqueue(store, "quick")
     async with working(folder, database, "--processes", 2, "--drain", "--log-format", "json") as supervisor:
@@ -417,7 +432,7 @@ async def test_json_logs_are_an_object_a_line_with_ids_and_no_texts(
 
 
 async def test_a_reload_while_jobs_are_drained_goes_on_with_the_rest(
-    store: JobStore, folder: Path, database: Path
+    store: JobStore, folder: Path, database: Database
 ) -> None:
     jobs = await enqueue(store, "held", 12)
     async with working(folder, database, "--drain", "--reload", "--concurrency", 2, "--grace", 60) as supervisor:
@@ -485,7 +500,7 @@ async def test_a_process_that_cannot_be_started_again_for_now_is_no_reason_to_en
     assert await running == 1  # after it was tried as often as one that crashes
 
 
-async def test_a_hangup_stops_what_does_not_reload(store: JobStore, folder: Path, database: Path) -> None:
+async def test_a_hangup_stops_what_does_not_reload(store: JobStore, folder: Path, database: Database) -> None:
     for options in (["--processes", 2], []):
         jobs = await enqueue(store, "held", 2)
         async with working(folder, database, *options, "--grace", 0) as program:
@@ -527,7 +542,7 @@ def worker(store):
 
 @pytest.mark.parametrize("options", [[], ["--processes", 2]], ids=["alone", "supervised"])
 async def test_a_handler_that_swallows_its_cancellation_does_not_keep_its_process(
-    store: JobStore, folder: Path, database: Path, options: list[object]
+    store: JobStore, folder: Path, database: Database, options: list[object]
 ) -> None:
     (folder / "tasks_of_mine.py").write_text(STUBBORN, encoding="utf-8")
     jobs = await enqueue(store, "deaf")
@@ -541,7 +556,7 @@ async def test_a_handler_that_swallows_its_cancellation_does_not_keep_its_proces
 
 
 async def test_a_program_that_a_handler_starts_does_not_read_the_orders(
-    store: JobStore, folder: Path, database: Path
+    store: JobStore, folder: Path, database: Database
 ) -> None:
     (folder / "tasks_of_mine.py").write_text(STUBBORN, encoding="utf-8")
     jobs = await enqueue(store, "reading")
@@ -552,7 +567,7 @@ async def test_a_program_that_a_handler_starts_does_not_read_the_orders(
 
 
 async def test_a_module_that_cannot_be_imported_is_told_by_its_own_frames(
-    store: JobStore, folder: Path, database: Path
+    store: JobStore, folder: Path, database: Database
 ) -> None:
     (folder / "tasks_of_mine.py").write_text("import helper_of_mine", encoding="utf-8")
     (folder / "helper_of_mine.py").write_text("int('no number')", encoding="utf-8")
