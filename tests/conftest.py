@@ -15,6 +15,8 @@ from tests import postgres
 
 # A shell lets its background jobs ignore it, and child processes would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+if hasattr(signal, "SIGHUP"):  # and `nohup` this one
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(autouse=True)

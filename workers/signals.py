@@ -43,10 +43,10 @@ def heed_signals(heed: Heed) -> Iterator[None]:
 
 
 @contextmanager
-def heed_hangup(heed: Callable[[], None]) -> Iterator[None]:
+def heed_hangup(heed: Callable[[], None], *, even_if_ignored: bool = False) -> Iterator[None]:
     """Call a function for SIGHUP meanwhile, in the event loop, unless it is ignored, as `nohup` has it."""
     hangup = getattr(signal, "SIGHUP", None)  # Windows has none
-    if hangup is None or signal.getsignal(hangup) is signal.SIG_IGN:
+    if hangup is None or (signal.getsignal(hangup) is signal.SIG_IGN and not even_if_ignored):
         yield
         return
     loop = asyncio.get_running_loop()

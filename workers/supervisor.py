@@ -13,6 +13,7 @@ import logging
 import signal
 from asyncio.subprocess import PIPE, Process
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 from typing import NamedTuple
 
 from jobstore.aio import finish
@@ -125,7 +126,7 @@ class Supervisor:
             for number, command in enumerate(self._commands, start=1)
         ]
         try:
-            with heed_signals(self._heed), heed_hangup(self.reload if self._reloads else self.stop):
+            with heed_signals(self._heed), self._heeding_hangup():
                 await asyncio.wait(keeping, return_when=asyncio.FIRST_EXCEPTION)
         finally:
             self.stop(at_once=True)
@@ -156,6 +157,11 @@ class Supervisor:
         for process in self._processes.values():
             _order(process, STOP)
         self._kill_later(self._grace + self._kill_after, self._processes.values())
+
+    def _heeding_hangup(self) -> AbstractContextManager[None]:
+        if self._reloads:
+            return heed_hangup(self.reload, even_if_ignored=True)
+        return heed_hangup(self.stop)
 
     def _is_stopping(self) -> bool:
         return self._stopping

@@ -880,7 +880,7 @@ async def test_reads_whose_callers_were_cancelled_take_no_more_than_half_of_the_
     async with JobStore(database, migrate=True, pool_size=4) as store:
         engine = store.jobs._backend.engine
         reads = [asyncio.ensure_future(engine.read(slow_read, 3600)) for _ in range(10)]
-        await eventually(lambda: store.stats().readers.in_use == 4)
+        await eventually(lambda: store.stats().pool.in_use == 4)
         for reading in reads:
             reading.cancel()
         await asyncio.wait(reads)
