@@ -26,7 +26,7 @@ async def drive(connection: Any, operation: Operation[T]) -> T:  # noqa: ANN401 
 
     Args:
         connection: A psycopg `AsyncConnection`, a `sqlite3.Connection` or an `aiosqlite.Connection` on the store's
-            database, or SQLAlchemy's `AsyncConnection` on one of them. With `sqlite3` itself the call blocks.
+            database, or SQLAlchemy's `AsyncConnection` on psycopg or aiosqlite. With `sqlite3` itself the call blocks.
         operation: Made with the present time in milliseconds, as `jobstore.enqueue(now, …)` is.
 
     Raises:
@@ -44,6 +44,8 @@ async def drive(connection: Any, operation: Operation[T]) -> T:  # noqa: ANN401 
         _require(held.in_transaction)
         return _drive_sqlite(held, operation)
     if isinstance(held, aiosqlite.Connection):
+        if held is not connection and not held.in_transaction:
+            await _begin(held)
         _require(held.in_transaction)
         return await _drive_aiosqlite(held, operation)
     if type(held).__module__.partition(".")[0] == "psycopg" and hasattr(held, "pipeline"):
@@ -59,6 +61,15 @@ async def _unwrapped(connection: Any) -> Any:  # noqa: ANN401
         return connection
     _require(connection.in_transaction())
     return (await connection.get_raw_connection()).driver_connection
+
+
+async def _begin(connection: aiosqlite.Connection) -> None:
+    """Begin the transaction that SQLAlchemy has begun by its own account: SQLite hears of it at the first write."""
+    try:
+        await connection.execute("BEGIN IMMEDIATE")
+    except sqlite3.Error as error:
+        failure = sqlite_driver.failure_of(error)
+        raise failure from failure.__cause__
 
 
 def _require(in_transaction: bool) -> None:  # noqa: FBT001

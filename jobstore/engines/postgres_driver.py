@@ -215,6 +215,8 @@ async def drive_for(connection: AsyncConnection[Any], operation: Operation[T]) -
         DatabaseError: A statement failed that the operation did not expect, or the connection was lost.
     """
     try:
+        if connection.info.transaction_status == psycopg.pq.TransactionStatus.IDLE:
+            await connection.execute("SELECT 1")  # begins it, as psycopg does; else the next line would, and commit it
         async with connection.transaction():
             value = await _drive_statements(connection, operation)
             await connection.execute(f"SELECT pg_notify({CHANNEL}, ':work')")

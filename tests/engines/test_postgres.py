@@ -242,6 +242,43 @@ async def test_an_operation_of_the_users_own_is_carried_out_once_though_its_comm
 
 
 @pytest.mark.parametrize("moment", ["before", "during", "after"])
+async def test_what_a_query_s_function_writes_is_carried_out_once_though_its_commit_is_cut(
+    store: JobStore, proxy: Proxy, moment: When
+) -> None:
+    await store.execute("CREATE TABLE counted AS SELECT 0 AS number")
+    await store.execute(
+        "CREATE FUNCTION count_up() RETURNS integer LANGUAGE sql AS"
+        " 'UPDATE counted SET number = number + 1 RETURNING number'"
+    )
+    async with JobStore(proxy.url) as through:
+        proxy.cut(COMMIT, moment)
+        assert list(map(dict, await through.execute("SELECT count_up() AS number"))) == [{"number": 1}]
+    assert proxy.cuts_left == 0
+    assert list(map(dict, await store.execute("SELECT number FROM counted"))) == [{"number": 1}]
+
+
+async def test_what_changes_nothing_wakes_nobody(
+    database: str, stranger: AsyncConnection[tuple[object, ...]], clock: FakeClock
+) -> None:
+    async with (
+        JobStore(database, migrate=True, clock=clock) as store,
+        await AsyncConnection.connect(database, autocommit=True) as listening,
+    ):
+        expired = await enqueue(store)
+        await store.jobs.claim("gone", lease=30)
+        await lock(stranger, [expired.id])
+        clock.advance(31)
+        await listening.execute('LISTEN "jobstore:public"')
+        seen = await store.jobs.wake()
+        assert await store.jobs.claim("worker") == []  # though it locks the attempt, and then passes over it
+        await store.execute("SELECT 1")
+        assert await store.jobs.wake() == seen
+        await store.kv.set("theme", "dark")
+        heard = [told.payload.partition(":")[2] async for told in listening.notifies(stop_after=1)]
+    assert heard == ["change"]
+
+
+@pytest.mark.parametrize("moment", ["before", "during", "after"])
 @pytest.mark.parametrize("text", [b"status = 'running', attempt = attempt + 1", b"INSERT INTO job_attempts", COMMIT])
 async def test_a_claim_in_whose_midst_the_connection_is_cut_returns_its_job_once(
     store: JobStore, proxy: Proxy, text: bytes, moment: When
@@ -623,27 +660,51 @@ async def no_open_transaction(database: str) -> bool:
 # A server that crashes
 
 
+@pytest.fixture
+def own_server() -> Iterator[postgres.OwnServer]:
+    with postgres.own_server() as server:
+        yield server
+
+
 @pytest.mark.parametrize("crashes", [2, pytest.param(5, marks=pytest.mark.full)])
-async def test_a_server_that_crashes_under_load_loses_nothing_that_was_acknowledged(crashes: int) -> None:
-    context = postgres.own_server()
-    server = await asyncio.to_thread(context.__enter__)
-    try:
-        async with JobStore(server.url, migrate=True) as store:
-            load = Load(store)
-            counts = []
+async def test_a_server_that_crashes_under_load_loses_nothing_that_was_acknowledged(
+    own_server: postgres.OwnServer, crashes: int
+) -> None:
+    async with JobStore(own_server.url, migrate=True) as store:
+        load = Load(store)
+        counts = []
 
-            async def attack() -> None:
-                for _ in range(crashes):
-                    await load.progress(300)
-                    _, count = await asyncio.gather(asyncio.to_thread(server.crash_and_restart), store.jobs.count())
-                    counts.append(count)
+        async def attack() -> None:
+            for _ in range(crashes):
                 await load.progress(300)
+                _, count = await asyncio.gather(asyncio.to_thread(own_server.crash_and_restart), store.jobs.count())
+                counts.append(count)
+            await load.progress(300)
 
-            await load.run(20, attack)
-            assert len(counts) == crashes
-            await load.check()
-    finally:
-        await asyncio.to_thread(context.__exit__, None, None, None)
+        await load.run(20, attack)
+        assert len(counts) == crashes
+        await load.check()
+
+
+async def test_a_commit_whose_answer_is_lost_in_a_crash_is_made_exactly_once(own_server: postgres.OwnServer) -> None:
+    """Though the server gives the number of a transaction that the crash undid to another one."""
+    moments: list[When] = ["before", "during", "after"]
+    async with Proxy(own_server.url).listening() as proxy, JobStore(proxy.url, migrate=True) as store:
+        await store.execute("CREATE TABLE numbers (number INTEGER)")
+        for made, moment in enumerate(moments, 1):
+            proxy.cut(COMMIT, moment)
+            proxy.refuses = True
+            refused = proxy.refused
+            enqueueing = asyncio.ensure_future(enqueue(store))
+            await eventually(lambda refused=refused: proxy.refused > refused)  # type: ignore[misc]
+            await asyncio.to_thread(own_server.crash_and_restart)
+            async with await AsyncConnection.connect(own_server.url, autocommit=True) as other:
+                for number in range(10):
+                    await other.execute("INSERT INTO numbers VALUES (%s)", [number])
+            proxy.refuses = False
+            await enqueueing
+            assert await store.jobs.count() == made
+        assert proxy.cuts_left == 0
 
 
 def keys(claims: list[Claim]) -> list[tuple[str, int]]:
