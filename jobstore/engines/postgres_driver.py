@@ -181,7 +181,7 @@ async def read(connection: Connection, operation: Operation[T]) -> T:
         TransactionFailed: The connection is lost.
     """
     try:
-        await connection.execute(SNAPSHOT)
+        await connection.execute(SNAPSHOT + connection.reading)
         value, _ = await drive_alone(connection, operation)
     except psycopg.Error as error:
         raise TransactionFailed(error) from None
@@ -199,7 +199,7 @@ async def snapshot(connection: Connection) -> AsyncIterator[None]:
     """
     try:
         try:
-            await connection.execute(SNAPSHOT, prepare=False)
+            await connection.execute(SNAPSHOT + connection.reading, prepare=False)
             await connection.execute("SET LOCAL idle_in_transaction_session_timeout = 0", prepare=False)
         except psycopg.Error as error:
             raise translate(error) from None
