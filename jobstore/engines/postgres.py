@@ -21,11 +21,11 @@ from jobstore.engines.group_commit import GroupCommit
 from jobstore.engines.postgres_driver import TransactionFailed, translate
 from jobstore.engines.postgres_listener import Listener
 from jobstore.engines.postgres_pipeline import Bound, Connection
-from jobstore.engines.postgres_server import Server
+from jobstore.engines.postgres_server import TRUSTED_SKEW, Server
 from jobstore.engines.postgres_writer import BATCH_LOCK_TIMEOUT, RowLocked, Writer
 from jobstore.engines.signal import Signal
 from jobstore.errors import ConnectionLost, DatabaseBusy, DatabaseError, PoolTimeout, SchemaMismatch, StoreClosed
-from jobstore.sql import MakeOperation, Operation, fetch_one
+from jobstore.sql import MakeOperation, Operation, fetch_all
 
 T = TypeVar("T")
 Durability = Literal["full", "normal"]
@@ -88,9 +88,7 @@ class PostgresEngine:
         self._durability = durability
         self._pool_size = pool_size
         self._channel = ""
-        self._listener = Listener(
-            self._server, str(uuid7()), self.changes.notify, self._heard_of_work, lambda: self.read(_next_transaction)
-        )
+        self._listener = Listener(self._server, str(uuid7()), self.changes.notify, self._heard_of_work, self._look)
         self._patience = PATIENCE
         self._writer = self._new_writer(BATCH_LOCK_TIMEOUT)
         self._queue = GroupCommit(self._commit, self._committed, PATIENCE, lambda request: request.guarded)
@@ -357,6 +355,14 @@ class PostgresEngine:
         finally:
             await writer.close()
 
+    async def _look(self) -> str:
+        """Return what differs once anyone has written anything, and compare the clocks: this host's may be set anew."""
+        before = self._server.host_clock()
+        number, server_time = await self.read(_next_transaction)
+        if abs(self._server.host_clock() - before) <= TRUSTED_SKEW:  # else nobody knows when it was told
+            self._writer.facts = self._writer.facts._replace(offset=self._server.offset(before, server_time))
+        return number
+
     def _heard_of_work(self) -> None:
         self._foreign += 1
         self._notify(wakes=True)
@@ -386,10 +392,13 @@ class _Snapshot:
         return value
 
 
-def _next_transaction(_now: int) -> Operation[str]:
-    """Return the number of the next transaction that writes, on the whole server."""
-    row = yield from fetch_one("SELECT pg_snapshot_xmax(pg_current_snapshot())::text AS number")
-    return "" if row is None else row["number"]
+def _next_transaction(_now: int) -> Operation[tuple[str, int]]:
+    """Return the number of the next transaction that writes, on the whole server, and the server's time."""
+    [row] = yield from fetch_all(
+        "SELECT pg_snapshot_xmax(pg_current_snapshot())::text AS number,"
+        " (extract(epoch FROM clock_timestamp()) * 1000)::bigint AS now"
+    )
+    return row["number"], row["now"]
 
 
 def _hand_over(done: asyncio.Task[T], future: asyncio.Future[T]) -> None:

@@ -76,7 +76,7 @@ class Server:
 
     def __init__(self, url: str, name: str, host_clock: Clock) -> None:
         self.name = name
-        self._host_clock = host_clock
+        self.host_clock = host_clock
         self._conninfo = _read(url, name)
 
     async def connect(self) -> tuple[Connection, Facts]:
@@ -179,18 +179,22 @@ class Server:
 
     async def _look(self, connection: Connection) -> Facts:
         self._refuse_if_old(connection.info.server_version)
-        before = self._host_clock()
+        before = self.host_clock()
         cursor = await connection.execute(
             "SELECT pg_backend_pid() AS pid, (extract(epoch FROM clock_timestamp()) * 1000)::bigint AS now,"
             " current_setting('search_path') AS search_path"
         )
         [row] = await cursor.fetchall()
-        after = self._host_clock()
+        offset = self.offset(before, row["now"])
         self._refuse_if_elsewhere(connection.info.options, row["search_path"])
-        offset = row["now"] - (before + after) // 2
-        trusted = abs(offset) <= max(TRUSTED_SKEW, after - before)
         # A pooler tells its own number for the session, not the server's.
-        return Facts(pooled=row["pid"] != connection.info.backend_pid, offset=0 if trusted else offset)
+        return Facts(pooled=row["pid"] != connection.info.backend_pid, offset=offset)
+
+    def offset(self, before: int, server_time: int) -> int:
+        """Return how far the server's clock is ahead that has told its time since `before` of this host's."""
+        after = self.host_clock()
+        offset = server_time - (before + after) // 2
+        return 0 if abs(offset) <= max(TRUSTED_SKEW, after - before) else offset
 
     def _refuse_if_old(self, version: int) -> None:
         if version < MINIMUM_SERVER:

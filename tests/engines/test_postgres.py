@@ -20,6 +20,7 @@ from psycopg import AsyncConnection
 from jobstore import Claim, ConnectionLost, DatabaseBusy, DatabaseError, Job, JobStore, StatementFailed, StoreClosed
 from jobstore.clock import Clock, system_clock, to_milliseconds
 from jobstore.engines import postgres as engine_module
+from jobstore.engines import postgres_listener as listener_module
 from jobstore.engines.base import Request
 from jobstore.engines.postgres import ASIDE, PostgresEngine
 from jobstore.operations import leasing
@@ -747,6 +748,21 @@ async def test_a_host_whose_clock_is_wrong_writes_the_servers_time(database: str
         assert before + 29_000 <= to_milliseconds(attempt.lease_expires_at) <= after + 31_000
         async with JobStore(database) as right:
             assert await right.jobs.claim("thief") == []
+
+
+async def test_a_host_whose_clock_is_set_anew_follows_the_servers_time_before_long(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listener_module, "POLL_LISTENING", 0.01)
+    skew = HOUR
+
+    def set_anew() -> int:
+        return system_clock() + skew
+
+    async with opened_with(database, set_anew, set_anew) as store:
+        for skew in (0, -HOUR):  # noqa: B007 - the clock reads it
+            await eventually(lambda: abs(store.jobs._backend.engine.clock() - system_clock()) < 1000)
+            assert to_milliseconds((await enqueue(store)).created_at) <= await servers_time(database) + 1000
 
 
 async def servers_time(database: str) -> int:
