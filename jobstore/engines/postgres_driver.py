@@ -461,7 +461,10 @@ def _meaning(error: psycopg.Error) -> DatabaseError:
     if state in _MEANINGS:
         return _MEANINGS[state](text)
     if state == "57014":
-        return StatementFailed("the statement took longer than the server's statement_timeout allows")
+        return StatementFailed(
+            "the statement took longer than the statement_timeout of its transaction allows: an operation may begin "
+            "with SELECT set_config('statement_timeout', '10min', true)"
+        )
     if isinstance(error, psycopg.OperationalError | psycopg.InterfaceError) and not state.startswith(("22", "42")):
         return ConnectionLost(f"the connection to the server was lost ({type(error).__name__}): it is made anew")
     if _quotes_text(error):

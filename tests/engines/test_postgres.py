@@ -21,6 +21,7 @@ from jobstore import Claim, ConnectionLost, DatabaseBusy, DatabaseError, Job, Jo
 from jobstore.clock import Clock, system_clock, to_milliseconds
 from jobstore.engines import postgres as engine_module
 from jobstore.engines import postgres_listener as listener_module
+from jobstore.engines import postgres_server as server_module
 from jobstore.engines.base import Request
 from jobstore.engines.postgres import ASIDE, PostgresEngine
 from jobstore.operations import leasing
@@ -718,6 +719,51 @@ def keys(claims: list[Claim]) -> list[tuple[str, int]]:
 async def test_what_looks_like_a_parameter_within_an_escaped_text_is_none(store: JobStore) -> None:
     [row] = await store.execute(r"SELECT E'it\'s :no, \\' AS text, :yes AS yes", {"yes": "1"})
     assert (row["text"], row["yes"]) == ("it's :no, \\", "1")
+
+
+@pytest.mark.parametrize("state", ["40001", "40P01"])
+@pytest.mark.parametrize("declared", [guarded, lambda it: it])
+async def test_a_transaction_that_loses_against_others_is_tried_again_but_not_for_ever(
+    database: str, monkeypatch: pytest.MonkeyPatch, state: str, declared: Callable[[object], Callable[..., object]]
+) -> None:
+    monkeypatch.setattr(engine_module, "PATIENCE", SHORT)
+    tries = 0
+
+    @declared
+    def loses(_now: int, times: int) -> Operation[int]:
+        nonlocal tries
+        tries += 1
+        yield from execute("INSERT INTO numbers VALUES (:number)", number=tries)
+        if tries <= times:
+            yield from execute(f"DO $$ BEGIN RAISE EXCEPTION USING ERRCODE = '{state}'; END $$")
+        return tries
+
+    async with JobStore(database, migrate=True) as store:
+        await store.execute("CREATE TABLE numbers (number INTEGER)")
+        done = await store.run(loses, 5)  # type: ignore[arg-type]
+        assert list(map(dict, await store.execute("SELECT number FROM numbers"))) == [{"number": done}]
+        started = time.monotonic()
+        with pytest.raises(DatabaseBusy):
+            await store.run(loses, 10**9)  # type: ignore[arg-type]
+        assert time.monotonic() - started >= SHORT
+        assert tries > done + 1
+
+
+async def test_a_statement_that_takes_too_long_is_given_up_unless_its_operation_says_otherwise(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server_module, "STATEMENT_TIMEOUT", 0.1)
+
+    def patient(_now: int) -> Operation[str]:
+        yield from fetch_one("SELECT set_config('statement_timeout', '5min', true)")
+        row = yield from fetch_one("SELECT pg_sleep(0.2), 'done' AS state")
+        assert row is not None
+        return str(row["state"])
+
+    async with JobStore(database, migrate=True) as store:
+        with pytest.raises(StatementFailed, match="set_config"):
+            await store.execute("SELECT pg_sleep(3600)")
+        assert await store.run(patient) == "done"
 
 
 # Clocks
