@@ -18,7 +18,8 @@ from jobstore.clock import Clock, system_clock
 from jobstore.engines import postgres_driver as driver
 from jobstore.engines.base import PoolStats, Request, Snapshot, StoreStats, wake_stats
 from jobstore.engines.group_commit import GroupCommit
-from jobstore.engines.postgres_driver import TransactionFailed, translate
+from jobstore.engines.postgres_driver import TransactionFailed
+from jobstore.engines.postgres_errors import translate
 from jobstore.engines.postgres_listener import Listener
 from jobstore.engines.postgres_pipeline import Bound, Connection
 from jobstore.engines.postgres_server import TRUSTED_SKEW, Server

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 import psycopg
 from psycopg import sql
 
-from jobstore.engines.postgres_driver import translate
+from jobstore.engines.postgres_errors import translate
 from jobstore.engines.postgres_pipeline import Bound, Connection, bind, to_query
 from jobstore.engines.postgres_server import Server
 from jobstore.errors import DatabaseError, JobStoreError

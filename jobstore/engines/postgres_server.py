@@ -14,7 +14,8 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.rows import RowFactory, dict_row, scalar_row
 
 from jobstore.clock import Clock
-from jobstore.engines.postgres_driver import configure, translate
+from jobstore.engines.postgres_driver import configure
+from jobstore.engines.postgres_errors import translate
 from jobstore.engines.postgres_pipeline import Connection
 from jobstore.errors import ConnectionLost, DatabaseError, DatabaseNotFound, InvalidArgument, SchemaMismatch
 

@@ -15,7 +15,8 @@ from uuid_utils import uuid7
 from jobstore.clock import Clock
 from jobstore.engines import postgres_driver as driver
 from jobstore.engines.base import Request
-from jobstore.engines.postgres_driver import MustBeAlone, TransactionFailed, roll_back, translate
+from jobstore.engines.postgres_driver import MustBeAlone, TransactionFailed, roll_back
+from jobstore.engines.postgres_errors import is_locked, is_passing, translate
 from jobstore.engines.postgres_pipeline import Bound, Connection, Query, bind, run_together, to_query
 from jobstore.engines.postgres_server import Facts, Server, settings
 from jobstore.errors import ConnectionLost, DatabaseBusy, DatabaseCorrupt, DiskFailed, ReadOnlyDatabase
@@ -186,9 +187,9 @@ class Writer:
                 return await self._commit(drive, request.since + self._patience, wakes=request.wakes)
             except TransactionFailed as failure:
                 waited = time.monotonic() - started
-                if driver.is_locked(failure.error):
+                if is_locked(failure.error):
                     raise RowLocked from None
-                if not driver.is_passing(failure.error) or waited >= self._patience:
+                if not is_passing(failure.error) or waited >= self._patience:
                     request.error = _final(failure.error, waited)
                     return False
             except (ConnectionLost, asyncio.CancelledError):
@@ -245,7 +246,7 @@ class Writer:
 
     async def _was_in_its_own_way(self, connection: Connection, error: BaseException) -> bool:
         """Whether a transaction failed for a lost one that has begun since; if so, that one is over now."""
-        if not isinstance(error, TransactionFailed) or not driver.is_locked(error.error):
+        if not isinstance(error, TransactionFailed) or not is_locked(error.error):
             return False
         try:
             if not await self._is_held(connection):
@@ -331,4 +332,4 @@ class Writer:
 
 
 def _final(error: psycopg.Error, waited: float) -> Exception:
-    return DatabaseBusy(waited) if driver.is_passing(error) else translate(error)
+    return DatabaseBusy(waited) if is_passing(error) else translate(error)
