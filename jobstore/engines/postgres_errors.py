@@ -59,6 +59,10 @@ _MEANINGS: dict[str, Callable[[str], DatabaseError]] = {
 }
 
 
+_LOST = ("08", "57P", "25P03", "25P04", "53300")
+"""What the server says as it ends or refuses a session; on its own side, psycopg says no state at all."""
+
+
 def _meaning(error: psycopg.Error) -> DatabaseError:
     state, text = error.sqlstate or "", error.diag.message_primary or ""
     if state.startswith("23"):
@@ -70,7 +74,7 @@ def _meaning(error: psycopg.Error) -> DatabaseError:
             "the statement took longer than the statement_timeout of its transaction allows: an operation may begin "
             "with SELECT set_config('statement_timeout', '10min', true)"
         )
-    if isinstance(error, psycopg.OperationalError | psycopg.InterfaceError) and not state.startswith(("22", "42")):
+    if state.startswith(_LOST) or (not state and isinstance(error, psycopg.OperationalError | psycopg.InterfaceError)):
         return ConnectionLost(f"the connection to the server was lost ({type(error).__name__}): it is made anew")
     if _quotes_text(error):
         return StatementFailed(f"a value cannot be stored or compared here: {type(error).__name__}")

@@ -716,6 +716,14 @@ def keys(claims: list[Claim]) -> list[tuple[str, int]]:
 # SQL of the user's own
 
 
+@pytest.mark.parametrize("state", ["55000", "54001", "53200", "57014", "P0001"])
+async def test_an_error_on_a_connection_that_lives_is_not_told_as_a_lost_one(store: JobStore, state: str) -> None:
+    pid = await store.run(backend_pid)
+    with pytest.raises(StatementFailed):
+        await store.execute(f"DO $$ BEGIN RAISE EXCEPTION USING ERRCODE = '{state}'; END $$")
+    assert await store.run(backend_pid) == pid
+
+
 async def test_what_looks_like_a_parameter_within_an_escaped_text_is_none(store: JobStore) -> None:
     [row] = await store.execute(r"SELECT E'it\'s :no, \\' AS text, :yes AS yes", {"yes": "1"})
     assert (row["text"], row["yes"]) == ("it's :no, \\", "1")
