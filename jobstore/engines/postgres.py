@@ -22,7 +22,7 @@ from jobstore.engines.postgres_driver import TransactionFailed
 from jobstore.engines.postgres_errors import translate
 from jobstore.engines.postgres_listener import Listener
 from jobstore.engines.postgres_pipeline import Bound, Connection
-from jobstore.engines.postgres_server import TRUSTED_SKEW, Server
+from jobstore.engines.postgres_server import Server
 from jobstore.engines.postgres_writer import BATCH_LOCK_TIMEOUT, RowLocked, Writer
 from jobstore.engines.signal import Signal
 from jobstore.errors import ConnectionLost, DatabaseBusy, DatabaseError, PoolTimeout, SchemaMismatch, StoreClosed
@@ -360,8 +360,8 @@ class PostgresEngine:
         """Return what differs once anyone has written anything, and compare the clocks: this host's may be set anew."""
         before = self._server.host_clock()
         number, server_time = await self.read(_next_transaction)
-        if abs(self._server.host_clock() - before) <= TRUSTED_SKEW:  # else nobody knows when it was told
-            self._writer.facts = self._writer.facts._replace(offset=self._server.offset(before, server_time))
+        facts = self._writer.facts
+        self._writer.facts = facts._replace(offset=self._server.offset(before, server_time, facts.offset))
         return number
 
     def _heard_of_work(self) -> None:

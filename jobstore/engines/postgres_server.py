@@ -35,7 +35,7 @@ IDLE_TIMEOUT = 60.0
 """Seconds after which the server ends a session that says nothing in mid-transaction: its host has vanished, and
 others wait for the rows that it has locked."""
 TRUSTED_SKEW = 250
-"""Milliseconds. A smaller offset is what networks and schedulers make of a clock that is right."""
+"""Milliseconds. A smaller difference is what networks and schedulers make of a clock that is right."""
 
 _DEFAULTS: dict[str, str | int | None] = {
     "application_name": "jobstore",
@@ -191,11 +191,14 @@ class Server:
         # A pooler tells its own number for the session, not the server's.
         return Facts(pooled=row["pid"] != connection.info.backend_pid, offset=offset)
 
-    def offset(self, before: int, server_time: int) -> int:
-        """Return how far the server's clock is ahead that has told its time since `before` of this host's."""
+    def offset(self, before: int, server_time: int, known: int = 0) -> int:
+        """Return how far the server's clock is ahead that has told its time since `before` of this host's.
+
+        What is known already stands unless it is clearly wrong: time had better not go back and forth.
+        """
         after = self.host_clock()
         offset = server_time - (before + after) // 2
-        return 0 if abs(offset) <= max(TRUSTED_SKEW, after - before) else offset
+        return known if abs(offset - known) <= max(TRUSTED_SKEW, after - before) else offset
 
     def _refuse_if_old(self, version: int) -> None:
         if version < MINIMUM_SERVER:
