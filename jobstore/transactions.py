@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sqlite3
-from typing import TYPE_CHECKING, Any, TypeVar
+import sys
+from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar
 
 import aiosqlite
 
@@ -48,7 +49,7 @@ async def drive(connection: Any, operation: Operation[T]) -> T:  # noqa: ANN401 
             await _begin(held)
         _require(held.in_transaction)
         return await _drive_aiosqlite(held, operation)
-    if type(held).__module__.partition(".")[0] == "psycopg" and hasattr(held, "pipeline"):
+    if _is_psycopg(held):
         return await _drive_psycopg(held, operation)
     operation.close()
     kinds = "psycopg's AsyncConnection, a sqlite3 or aiosqlite connection, or SQLAlchemy's AsyncConnection"
@@ -61,6 +62,11 @@ async def _unwrapped(connection: Any) -> Any:  # noqa: ANN401
         return connection
     _require(connection.in_transaction())
     return (await connection.get_raw_connection()).driver_connection
+
+
+def _is_psycopg(connection: object) -> TypeGuard[psycopg.AsyncConnection[Any]]:
+    library = sys.modules.get("psycopg")  # loaded by whoever made a connection of it
+    return library is not None and isinstance(connection, library.AsyncConnection)
 
 
 async def _begin(connection: aiosqlite.Connection) -> None:

@@ -76,11 +76,15 @@ async def test_on_a_connection_of_aiosqlite(with_orders: JobStore, database: Pat
     assert await committed(with_orders) == ((["by hand", "by the operation"], 1) if commit else ([], 0))
 
 
+class OwnConnection(psycopg.AsyncConnection[Any]):
+    """As programs derive their own."""
+
+
 @pytest.mark.parametrize("commit", [True, False])
 async def test_on_a_connection_of_psycopg(fresh_database: str, commit: bool) -> None:  # noqa: FBT001
     async with JobStore(fresh_database, migrate=True) as store:
         await store.execute("CREATE TABLE orders (item TEXT)")
-        async with await psycopg.AsyncConnection.connect(fresh_database) as connection:
+        async with await OwnConnection.connect(fresh_database) as connection:
             await connection.execute("INSERT INTO orders (item) VALUES ('by hand')")
             seen = await store.jobs.wake()
             job = await drive(connection, order())
@@ -165,6 +169,8 @@ async def test_a_connection_without_a_transaction_is_refused(database: Path, fre
         await refused(threaded)
     async with await psycopg.AsyncConnection.connect(fresh_database, autocommit=True) as connection:
         await refused(connection)
+    with psycopg.connect(fresh_database) as blocking:
+        await refused(blocking)
     await refused("a text")
 
 
