@@ -137,7 +137,7 @@ class PoolTimeout(DatabaseError):
 
 
 class ConnectionLost(DatabaseError):
-    """The connection ended before the outcome of a write was known: it may or may not have happened.
+    """The server was lost, and not found again in time. Where a write may have happened, the message says so.
 
     Attributes:
         waited: How long the server was sought in vain, in seconds; 0 if it was found.

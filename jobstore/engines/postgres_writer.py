@@ -263,12 +263,19 @@ class Writer:
             ConnectionLost: The server could not be reached again, so nobody can tell.
         """
         for _ in range(MAX_LOST):
-            connection = await self._connected(time.monotonic() + self._patience)
+            try:
+                connection = await self._connected(time.monotonic() + self._patience)
+            except ConnectionLost as error:
+                raise self._unknown(error.waited) from error
             try:
                 return await self._read_mark(connection) >= self._batch
             except psycopg.Error:
                 await connection.close()
-        raise ConnectionLost("whether it was written is not known: look before you do it again")
+        raise self._unknown(0.0)
+
+    def _unknown(self, waited: float) -> ConnectionLost:
+        ended = f"{self._server.name} was lost at the end of a write"
+        return ConnectionLost(f"{ended}: whether it was written is not known, look before you do it again", waited)
 
     async def _read_mark(self, connection: Connection) -> int:
         """Return the last transaction of this writer that was committed."""

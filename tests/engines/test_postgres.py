@@ -220,8 +220,9 @@ async def test_a_file_stays_when_nobody_can_tell_whether_its_row_was_committed(
     async with JobStore(proxy.url, outputs=tmp_path / "outputs") as through:
         proxy.cut(COMMIT, "after")
         proxy.refuses = True
-        with pytest.raises(ConnectionLost):
+        with pytest.raises(ConnectionLost, match="not known, look before you do it again") as unknown:
             await through.jobs.enqueue("long " * 20_000, task_type="task", api_type="api")
+        assert unknown.value.waited > 0
         assert proxy.cuts_left == 0
     [job] = (await store.jobs.list()).items
     assert await store.jobs.read_prompt(job.id) == "long " * 20_000
