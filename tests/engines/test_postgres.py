@@ -283,7 +283,9 @@ async def test_connections_ended_by_the_server_at_random_lose_nothing_and_repeat
 
 
 @pytest.fixture
-def own_server() -> Iterator[postgres.OwnServer]:
+def own_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[postgres.OwnServer]:
+    for patience in ("PATIENCE", "POOL_TIMEOUT"):  # on a busy machine, a restart takes its time
+        monkeypatch.setattr(engine_module, patience, 10 * getattr(engine_module, patience))
     with postgres.own_server() as server:
         yield server
 
