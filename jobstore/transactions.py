@@ -22,8 +22,9 @@ T = TypeVar("T")
 async def drive(connection: Any, operation: Operation[T]) -> T:  # noqa: ANN401 - of several libraries
     """Run an operation in the transaction that is open on a connection of yours: your rows and the job commit together.
 
-    It neither begins nor ends the transaction. Workers hear of the commit as of any other. An operation that fails
-    takes back what it did, not your transaction: roll that back, or go on.
+    It ends no transaction, and begins one only where psycopg or SQLAlchemy would before the next statement. Workers
+    hear of the commit as of any other. An operation that fails takes back what it did, not your transaction: roll that
+    back, or go on.
 
     Args:
         connection: A psycopg `AsyncConnection`, a `sqlite3.Connection` or an `aiosqlite.Connection` on the store's
@@ -53,7 +54,8 @@ async def drive(connection: Any, operation: Operation[T]) -> T:  # noqa: ANN401 
         return await _drive_psycopg(held, operation)
     operation.close()
     kinds = "psycopg's AsyncConnection, a sqlite3 or aiosqlite connection, or SQLAlchemy's AsyncConnection"
-    raise InvalidArgument("connection", f"must be {kinds}, not {type(connection).__name__}")
+    kind = f"{type(held).__module__}.{type(held).__qualname__}"  # by its name alone, it might be one of them
+    raise InvalidArgument("connection", f"must be {kinds}, not {kind}")
 
 
 async def _unwrapped(connection: Any) -> Any:  # noqa: ANN401
