@@ -23,8 +23,10 @@ from jobstore.engines import postgres as engine_module
 from jobstore.engines.base import Request
 from jobstore.engines.postgres import ASIDE, PostgresEngine
 from jobstore.operations import leasing
+from jobstore.repositories.job_queries import OVERDUE_SLEEP
 from jobstore.sql import Operation, execute, fetch_one, guarded
 from jobstore.testing import FakeClock
+from jobstore.workers import AttemptEvent, JobContext, Worker
 from tests import postgres
 from tests.conformance.support import eventually
 
@@ -195,6 +197,22 @@ async def test_an_expired_job_that_a_stranger_locked_is_rescued_later_and_stalls
         assert (claim.job_id, claim.attempt) == (expired.id, 2)
 
 
+async def test_what_is_due_but_locked_by_a_stranger_keeps_nobody_busy(
+    database: str, stranger: AsyncConnection[tuple[object, ...]], clock: FakeClock
+) -> None:
+    async with JobStore(database, migrate=True, clock=clock) as store:
+        expired = await enqueue(store)
+        await store.jobs.claim("gone", lease=30)
+        await lock(stranger, [expired.id])
+        clock.advance(31)
+        started = time.monotonic()
+        for _ in range(20):
+            token = await store.jobs.wake()
+            assert await store.jobs.claim("idle") == []
+            await store.jobs.wake(since=token)
+        assert time.monotonic() - started >= 20 * OVERDUE_SLEEP
+
+
 async def test_a_lease_that_a_stranger_locked_is_not_lost(
     store: JobStore, stranger: AsyncConnection[tuple[object, ...]]
 ) -> None:
@@ -348,6 +366,67 @@ async def test_whoever_came_later_still_waits_when_the_first_has_given_up(impati
     assert not later.done()
     proxy.refuses = False
     assert (await later).status == "idle"
+
+
+async def test_a_worker_outlives_a_server_that_is_away_for_longer_than_a_caller_waits(
+    impatient: JobStore, proxy: Proxy, caplog: pytest.LogCaptureFixture
+) -> None:
+    worker = Worker(impatient)
+    worker.handles("task")(lambda job: job.prompt)
+    first = await enqueue(impatient, task_type="task")
+    running = asyncio.ensure_future(worker.run())
+    await impatient.jobs.wait(first.id, timeout=60)
+    proxy.refuses = True
+    proxy.cut(b"BEGIN", "before")
+    impatient.jobs._backend.engine.work.notify()  # so that it claims
+    await eventually(lambda: "cannot claim, trying again" in caplog.text)
+    assert not running.done()
+    proxy.refuses = False
+    second = await enqueue(impatient, task_type="task")
+    assert (await impatient.jobs.wait(second.id, timeout=60)).status == "completed"
+    worker.stop()
+    await running
+
+
+async def test_a_worker_whose_network_was_cut_finds_out_that_its_lease_was_lost_meanwhile(
+    impatient: JobStore, database: str, proxy: Proxy, caplog: pytest.LogCaptureFixture
+) -> None:
+    worker = Worker(impatient, lease=0.3)
+    began, cancelled, told = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    @worker.handles("task")
+    async def handle(_job: JobContext) -> None:
+        began.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            cancelled.set()
+
+    @worker.on_lease_lost
+    def tell(_event: AttemptEvent) -> None:
+        told.set()
+
+    job = await enqueue(impatient, task_type="task")
+    running = asyncio.ensure_future(worker.run())
+    async with JobStore(database) as other:
+        await began.wait()
+        proxy.refuses = True
+        proxy.cut(b"BEGIN", *["before"] * 20)
+        await eventually(lambda: "heartbeat of 1 claims failed" in caplog.text)
+        claims: list[Claim] = []
+        while not claims:
+            await other.jobs.wake(since=await other.jobs.wake())
+            claims = await other.jobs.claim("other", lease=3600)
+        assert not cancelled.is_set()  # it cannot know
+        proxy.forget_cuts()
+        proxy.refuses = False
+        await cancelled.wait()
+        await told.wait()
+        await other.jobs.complete(claims[0], "the other's")
+        worker.stop()
+        await running
+        assert (await other.jobs.get(job.id)).response == "the other's"
+    assert "attempt 1 lease lost, result dropped" in caplog.text
 
 
 # Connections whose client has vanished without the server's hearing of it
