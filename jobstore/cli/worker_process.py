@@ -112,6 +112,8 @@ async def _leave_behind_what_does_not_end() -> None:
     if left and (await asyncio.wait(left, timeout=LEAVE_SECONDS))[1]:
         logger.warning("some handlers do not end though they were cancelled: the process ends without them")
         logging.shutdown()
+        with contextlib.suppress(OSError):  # nobody reads it any more
+            sys.stdout.flush()
         os._exit(0)
 
 
