@@ -562,6 +562,18 @@ async def test_a_handler_that_swallows_its_cancellation_does_not_keep_its_proces
     assert await store.workers.list() == []
 
 
+async def test_nor_does_it_once_the_database_has_failed_for_good(
+    store: JobStore, folder: Path, database: Database
+) -> None:
+    (folder / "tasks_of_mine.py").write_text(STUBBORN, encoding="utf-8")
+    jobs = await enqueue(store, "deaf")
+    async with working(folder, database) as program:
+        await begun(folder, jobs)
+        await store.execute("ALTER TABLE lanes RENAME TO lost")  # which wakes it
+        assert await program.ends() == 1
+        assert "the process ends without them after this: no such table: lanes" in program.log
+
+
 async def test_a_program_that_a_handler_starts_does_not_read_the_orders(
     store: JobStore, folder: Path, database: Database
 ) -> None:

@@ -284,6 +284,22 @@ async def test_a_worker_whose_store_is_closed_ends_and_says_so(store: JobStore, 
     assert ended.is_set() == busy
 
 
+async def test_stopping_is_fine_at_any_moment_of_the_start(store: JobStore) -> None:
+    for turns in range(30):
+        worker = Worker(store)
+        worker.handles("task")(lambda job: job.prompt)
+        [job] = await enqueue(store)
+        running = asyncio.ensure_future(worker.run())
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        worker.stop()
+        worker.stop(at_once=turns % 2 == 1)
+        async with asyncio.timeout(60):
+            await running
+        assert await standing(store, job) in {(JobStatus.IDLE, 0), (JobStatus.COMPLETED, 1)}
+    assert await store.workers.list() == []
+
+
 async def test_a_worker_that_runs_already_is_not_run_twice(store: JobStore) -> None:
     worker = Worker(store)
     worker.handles("task")(lambda job: job.prompt)
