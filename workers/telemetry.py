@@ -166,7 +166,10 @@ class _Lanes:
         self._asked = -KEEP_SECONDS
 
     def now(self) -> list[Lane]:
-        """Return how they stand, or have stood a moment ago; asked by the event loop itself, what is known."""
+        """Return how they stand, or have stood a moment ago; asked by the event loop itself, what is known.
+
+        While the worker does not run, nothing is.
+        """
         loop = self._worker.event_loop
         if loop is None:
             return []

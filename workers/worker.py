@@ -153,8 +153,8 @@ class Worker:
     def on_claim(self, hook: K) -> K:
         """Call a function with an `AttemptEvent` before the handler of each attempt.
 
-        Hooks are async or not; what is not must not block. One that raises is logged and harms nothing, as one that
-        is not done after 10 s, which is cancelled.
+        Hooks are async or not; what is not must not block. One that raises is logged and harms nothing; so does one
+        that is not done after 10 s, when it is cancelled.
 
         Example:
             >>> @worker.on_failure
@@ -211,10 +211,10 @@ class Worker:
                 async with self._registered():
                     await self._work(drain=drain, grace=grace)
         finally:
-            self._loop = None
+            failure = self._failure
+            self._loop = self._failure = None
             self._stopping = self._at_once = self._was_signalled = False
-        if self._failure is not None:
-            failure, self._failure = self._failure, None
+        if failure is not None:
             raise failure
 
     def _registered(self) -> contextlib.AbstractAsyncContextManager[None]:

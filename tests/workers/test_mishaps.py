@@ -282,6 +282,8 @@ async def test_a_worker_whose_store_is_closed_ends_and_says_so(store: JobStore, 
     with pytest.raises(StoreClosed):
         await asyncio.wait_for(running, 60)
     assert ended.is_set() == busy
+    await store.open()
+    await worker.run(drain=True)  # what has failed before is over
 
 
 async def test_stopping_is_fine_at_any_moment_of_the_start(store: JobStore) -> None:
