@@ -14,7 +14,7 @@ from typing import TypeVar
 import anyio
 
 from jobstore import Claim, DatabaseError, InvalidArgument, JobStore, JobStoreError
-from jobstore.aio import finish
+from jobstore.aio import finish, together
 from jobstore.version import VERSION
 from jobstore.workers.attempt import RETRY_SECONDS, RunningAttempt, Terms, is_passing
 from jobstore.workers.handlers import AsyncHandler, Handler, SyncHandler
@@ -153,7 +153,8 @@ class Worker:
     def on_claim(self, hook: K) -> K:
         """Call a function with an `AttemptEvent` before the handler of each attempt.
 
-        Hooks are async or not; what is not must not block. One that raises is logged and harms nothing.
+        Hooks are async or not; what is not must not block. One that raises is logged and harms nothing; so does one
+        that is not done after 10 s, when it is cancelled.
 
         Example:
             >>> @worker.on_failure
@@ -196,21 +197,24 @@ class Worker:
             grace: Seconds; what has not ended by then becomes idle again, and the attempt does not count.
 
         Raises:
-            InvalidArgument: There is no handler.
+            InvalidArgument: There is no handler, or it runs already.
             DatabaseError: The database failed for good. What ran is released if that is possible.
+            StoreClosed: The store was closed meanwhile.
         """
         if not self._handlers:
             raise InvalidArgument("handles", "there is no handler: register one with @worker.handles(task_type)")
+        if self._loop is not None:
+            raise InvalidArgument("run", "this worker runs already: make another one, or raise its concurrency")
         self._loop = asyncio.get_running_loop()
         try:
             with heed_signals(self._heed):
                 async with self._registered():
                     await self._work(drain=drain, grace=grace)
         finally:
-            self._loop = None
+            failure = self._failure
+            self._loop = self._failure = None
             self._stopping = self._at_once = self._was_signalled = False
-        if self._failure is not None:
-            failure, self._failure = self._failure, None
+        if failure is not None:
             raise failure
 
     def _registered(self) -> contextlib.AbstractAsyncContextManager[None]:
@@ -245,7 +249,7 @@ class Worker:
             if claims is None:  # it could not be asked
                 continue
             if self._was_stopped():
-                await self._give_back(claims)
+                await finish(self._give_back(claims))
                 return
             for claim in claims:
                 self._start(RunningAttempt(terms, claim, self._handlers[claim.job.task_type], self._ended))
@@ -257,6 +261,7 @@ class Worker:
 
     def _start(self, attempt: RunningAttempt) -> None:
         """Run an attempt in a task of its own, which may outlive its slot if its handler does not end."""
+        attempt.keep_lease()  # at once: the first of the handlers may block the event loop before the others begin
         self._running[attempt.claim.job_id, attempt.claim.attempt] = attempt
         task = asyncio.get_running_loop().create_task(attempt.run())
         self._tasks.add(task)
@@ -289,9 +294,8 @@ class Worker:
 
     async def _give_back(self, claims: list[Claim]) -> None:
         """Release jobs that were claimed while the order to stop came."""
-        for claim in claims:
-            with contextlib.suppress(JobStoreError):  # their leases will end
-                await self.store.jobs.release(claim)
+        with contextlib.suppress(JobStoreError):  # their leases will end
+            await together([self.store.jobs.release(claim) for claim in claims])
 
     async def _sleep(self, token: int) -> None:
         """Wait for new work, the end of a running job, or the order to stop."""
@@ -300,10 +304,11 @@ class Worker:
             async def wake() -> None:
                 try:
                     await self.store.jobs.wake(since=token)
-                except DatabaseError as error:
-                    if not is_passing(error):
-                        raise
-                    await anyio.sleep(RETRY_SECONDS)
+                except JobStoreError as error:
+                    if isinstance(error, DatabaseError) and is_passing(error):
+                        await anyio.sleep(RETRY_SECONDS)
+                    else:  # raised here, it would come in a group
+                        self._failure = self._failure or error
                 waiting.cancel_scope.cancel()
 
             waiting.start_soon(wake)
@@ -313,7 +318,7 @@ class Worker:
     async def _wait_for_running(self, grace: float) -> None:
         """Wait until all running jobs have ended, or the grace is over."""
         with anyio.move_on_after(grace):
-            while self._running and not self._at_once:
+            while self._running and not self._at_once and self._failure is None:
                 self._nudge = anyio.Event()
                 await self._nudge.wait()
 

@@ -20,6 +20,8 @@ from jobstore.sql import Operation, fetch_one
 
 LONGEST_SLEEP = 30.0
 """Seconds after which a wait for work returns in any case: the clock may have been set meanwhile."""
+OVERDUE_SLEEP = 0.01
+"""Seconds after which it returns when something is due already, which someone may have locked for long."""
 
 
 class JobQueries:
@@ -232,7 +234,7 @@ class JobQueries:
         """Return how many seconds to sleep until a lease ends or a job falls due, at the most."""
         if due is None:
             return LONGEST_SLEEP
-        return min(LONGEST_SLEEP, max(0, due - self._backend.engine.clock()) / 1000)
+        return min(LONGEST_SLEEP, max(OVERDUE_SLEEP, (due - self._backend.engine.clock()) / 1000))
 
 
 def _status_and_rescue(now: int, job_id: str) -> Operation[tuple[JobStatus, int | None]]:

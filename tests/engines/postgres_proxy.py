@@ -57,6 +57,10 @@ class Proxy:
         """Cut the connections on which a text is sent next, one after the other."""
         self._cuts += [(text, moment) for moment in when]
 
+    def forget_cuts(self) -> None:
+        """Cut no connection any more."""
+        self._cuts.clear()
+
     @asynccontextmanager
     async def listening(self) -> AsyncIterator[Proxy]:
         server = await asyncio.start_server(self._accept, "127.0.0.1", 0)

@@ -15,6 +15,7 @@ from jobstore import ConnectionLost, DatabaseBusy, DatabaseError, JobStore, Stat
 from jobstore.engines import postgres as engine_module
 from jobstore.engines.base import Request
 from jobstore.engines.postgres import ASIDE
+from jobstore.repositories.job_queries import OVERDUE_SLEEP
 from jobstore.sql import Operation, execute, fetch_one, guarded
 from jobstore.testing import FakeClock
 from tests import postgres
@@ -98,6 +99,22 @@ async def test_an_expired_job_that_a_stranger_locked_is_rescued_later_and_stalls
         await stranger.commit()
         [claim] = await store.jobs.claim("other")
         assert (claim.job_id, claim.attempt) == (expired.id, 2)
+
+
+async def test_what_is_due_but_locked_by_a_stranger_keeps_nobody_busy(
+    database: str, stranger: AsyncConnection[tuple[object, ...]], clock: FakeClock
+) -> None:
+    async with JobStore(database, migrate=True, clock=clock) as store:
+        expired = await enqueue(store)
+        await store.jobs.claim("gone", lease=30)
+        await lock(stranger, [expired.id])
+        clock.advance(31)
+        started = time.monotonic()
+        for _ in range(20):
+            token = await store.jobs.wake()
+            assert await store.jobs.claim("idle") == []
+            await store.jobs.wake(since=token)
+        assert time.monotonic() - started >= 20 * OVERDUE_SLEEP
 
 
 async def test_a_lease_that_a_stranger_locked_is_not_lost(

@@ -11,10 +11,11 @@ from collections.abc import AsyncIterator
 import pytest
 from psycopg import AsyncConnection
 
-from jobstore import ConnectionLost, JobStore, StoreClosed
+from jobstore import Claim, ConnectionLost, JobStore, StoreClosed
 from jobstore.engines import postgres as engine_module
 from jobstore.operations import leasing
 from jobstore.sql import Operation, execute, fetch_one, guarded
+from jobstore.workers import AttemptEvent, JobContext, Worker
 from tests.conformance.support import eventually
 
 from .postgres_proxy import COMMIT, Proxy, When
@@ -221,3 +222,64 @@ async def test_a_network_that_says_nothing_is_found_out_within_seconds_rather_th
         connection = through.jobs._backend.engine._writer._connection  # type: ignore[attr-defined]
         with socket.socket(fileno=os.dup(connection.fileno())) as tcp:
             assert tcp.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 7
+
+
+async def test_a_worker_outlives_a_server_that_is_away_for_longer_than_a_caller_waits(
+    impatient: JobStore, proxy: Proxy, caplog: pytest.LogCaptureFixture
+) -> None:
+    worker = Worker(impatient)
+    worker.handles("task")(lambda job: job.prompt)
+    first = await enqueue(impatient, task_type="task")
+    running = asyncio.ensure_future(worker.run())
+    await impatient.jobs.wait(first.id, timeout=60)
+    proxy.refuses = True
+    proxy.cut(b"BEGIN", "before")
+    impatient.jobs._backend.engine.work.notify()  # so that it claims
+    await eventually(lambda: "cannot claim, trying again" in caplog.text)
+    assert not running.done()
+    proxy.refuses = False
+    second = await enqueue(impatient, task_type="task")
+    assert (await impatient.jobs.wait(second.id, timeout=60)).status == "completed"
+    worker.stop()
+    await running
+
+
+async def test_a_worker_whose_network_was_cut_finds_out_that_its_lease_was_lost_meanwhile(
+    impatient: JobStore, database: str, proxy: Proxy, caplog: pytest.LogCaptureFixture
+) -> None:
+    worker = Worker(impatient, lease=0.3)
+    began, cancelled, told = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    @worker.handles("task")
+    async def handle(_job: JobContext) -> None:
+        began.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            cancelled.set()
+
+    @worker.on_lease_lost
+    def tell(_event: AttemptEvent) -> None:
+        told.set()
+
+    job = await enqueue(impatient, task_type="task")
+    running = asyncio.ensure_future(worker.run())
+    async with JobStore(database) as other:
+        await began.wait()
+        proxy.refuses = True
+        proxy.cut(b"BEGIN", *["before"] * 20)
+        await eventually(lambda: "heartbeat of 1 claims failed" in caplog.text)
+        claims: list[Claim] = []
+        while not claims:
+            await other.jobs.wake(since=await other.jobs.wake())
+            claims = await other.jobs.claim("other", lease=3600)
+        assert not cancelled.is_set()  # it cannot know
+        proxy.forget_cuts()
+        proxy.refuses = False
+        await cancelled.wait()
+        await told.wait()
+        await other.jobs.complete(claims[0], "the other's")
+        worker.stop()
+        await running
+        assert (await other.jobs.get(job.id)).response == "the other's"
+    assert "attempt 1 lease lost, result dropped" in caplog.text
