@@ -120,7 +120,7 @@ class Staged:
         self.place = place
         self.folder = real(place) if isinstance(place, Path) else None
         """The folder that is swapped; None in object storage."""
-        self.outputs = Path(f"{self.folder or path}.{ending}")
+        self.outputs = Path(f"{self.folder or f'{path}.outputs'}.{ending}")
         """The texts: also for object storage they are unpacked here first."""
         self.old = Path(f"{self.database}.old")
         """Where what was there may be put, not to be kept."""

@@ -140,6 +140,8 @@ class FolderOutputs(Outputs):
             DiskFull: There is no room for them.
             OutputError: The disk refuses.
         """
+        if not self.folder.is_dir():
+            return  # nothing was written
         with _refusals("."):
             for folder in [self.folder, *self.folder.glob("*/"), *self.folder.glob("*/*/")]:
                 sync_folder(folder)
