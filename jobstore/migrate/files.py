@@ -50,7 +50,7 @@ def look(path: Path, read: Callable[[sqlite3.Connection], T]) -> T:
         with contextlib.suppress(sqlite3.Error):
             return _look(path, "mode=ro&immutable=1", read)
     try:
-        return _look(path, "mode=ro", read)
+        return _look_ordinarily(path, read)
     except sqlite3.Error as error:
         raise translate(error) from error
 
@@ -63,8 +63,8 @@ def back_up(path: Path) -> Path:
     """
     target = _new_backup(path)
     try:
-        _look(path, "mode=ro", lambda source: _copy(source, target))
-        _sync_folder(target.parent)
+        _look(path, "mode=ro", lambda source: copy_into(source, target))
+        sync_folder(target.parent)
     except BaseException as error:
         target.unlink()
         if isinstance(error, sqlite3.Error):
@@ -73,13 +73,24 @@ def back_up(path: Path) -> Path:
     return target
 
 
+def _look_ordinarily(path: Path, read: Callable[[sqlite3.Connection], T]) -> T:
+    try:
+        return _look(path, "mode=ro", read)
+    except sqlite3.Error as error:
+        # Someone was killed while writing. Nobody can read before that is undone, as any opening of it does.
+        if getattr(error, "sqlite_errorname", None) != "SQLITE_READONLY_ROLLBACK":
+            raise
+    return _look(path, "mode=rw", read)
+
+
 def _look(path: Path, options: str, read: Callable[[sqlite3.Connection], T]) -> T:
     uri = f"file:{quote(os.fsencode(path))}?{options}"
     with contextlib.closing(sqlite3.connect(uri, uri=True, isolation_level=None)) as connection:
         return read(connection)
 
 
-def _copy(source: sqlite3.Connection, target: Path) -> None:
+def copy_into(source: sqlite3.Connection, target: Path) -> None:
+    """Copy what is committed in a database to a file."""
     with contextlib.closing(sqlite3.connect(target)) as copy:
         source.backup(copy)  # in one step: between several, another's write would start it anew
 
@@ -101,7 +112,8 @@ def _cannot_create(path: Path, error: OSError) -> DatabaseError:
     return DiskFailed(f"{path} cannot be created: {error.strerror}")
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder durable."""
     if os.name == "nt":
         return  # Windows cannot open a folder; its file systems log the names themselves
     descriptor = os.open(folder, os.O_RDONLY)
