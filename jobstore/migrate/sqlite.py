@@ -111,7 +111,7 @@ class Migrator:
             return Result([], None)
         create_private(self._path)
         try:
-            with contextlib.closing(self._connect()) as connection:
+            with contextlib.closing(_connect(self._path)) as connection:
                 _prepare_if_empty(connection)
                 connection.execute("PRAGMA busy_timeout=0")  # our own, fairer retry takes over
                 adopted = self._adopt(connection, announce, backed_up)
@@ -132,7 +132,7 @@ class Migrator:
         with tempfile.TemporaryDirectory(prefix="jobstore-") as folder:
             copy = Path(folder, "copy.db")
             look(self._path, lambda source: copy_into(source, copy))
-            return Migrator(copy, self._steps, self._clock)._convert_for_show(self._path)
+            return self._convert_for_show(copy)
 
     def adoption(self) -> Adoption | None:
         """Return the report of the adoption that made this store, if it was made so.
@@ -141,13 +141,6 @@ class Migrator:
             DatabaseError: It cannot be read.
         """
         return look(self._path, _read_report) if is_there(self._path) else None
-
-    def _connect(self) -> sqlite3.Connection:
-        connection = connect_writer(self._path, "full")
-        # Before any transaction, where it would be a silent no-op. See the guide: dropping a table that is
-        # rebuilt would delete its children's rows.
-        connection.execute("PRAGMA foreign_keys=OFF")
-        return connection
 
     def _adopt(
         self, connection: sqlite3.Connection, announce: Callable[[Step], None], backed_up: Callable[[Path], None]
@@ -168,13 +161,13 @@ class Migrator:
         intent.forget()
         return Result([step.name for step in self._steps], backup, adoption, _make_like_new(connection))
 
-    def _convert_for_show(self, original: Path) -> Adoption | None:
+    def _convert_for_show(self, copy: Path) -> Adoption | None:
         try:
-            with contextlib.closing(self._connect()) as connection:
+            with contextlib.closing(_connect(copy)) as connection:
                 connection.execute("BEGIN IMMEDIATE")  # for nothing: it is never committed
                 conversion = self._begin_conversion(connection)
                 self._make_schema(connection, lambda _: None)
-                return None if conversion is None else conversion.convert(Texts(Nowhere(), original))
+                return None if conversion is None else conversion.convert(Texts(Nowhere(), self._path))
         except sqlite3.Error as error:
             raise translate(error) from error
 
@@ -231,6 +224,14 @@ class Migrator:
         connection.execute(_RECORDS)
         record = (step.name, step.checksum, self._clock())
         connection.execute("INSERT INTO migrations (name, checksum, applied_at) VALUES (?, ?, ?)", record)
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    connection = connect_writer(path, "full")
+    # Before any transaction, where it would be a silent no-op. See the guide: dropping a table that is
+    # rebuilt would delete its children's rows.
+    connection.execute("PRAGMA foreign_keys=OFF")
+    return connection
 
 
 @contextlib.contextmanager

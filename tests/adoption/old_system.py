@@ -215,7 +215,9 @@ METADATA = (
     None,
     "",
     json.dumps({"priority": 5, "temperature": 0.70, "targetField": "plan"}),
-    '{"jobPriorityForWorker": "3", "modelUsed": "other",  "jobTypeForWorker": "x" , "big": 1e400}'.replace("1e400", "1.50"),
+    '{"jobPriorityForWorker": "3", "modelUsed": "other",  "jobTypeForWorker": "x" , "big": 1e400}'.replace(
+        "1e400", "1.50"
+    ),
     "{broken",
     "[1, 2]",
     "{}",
@@ -272,7 +274,9 @@ def _with_file_path(system: OldSystem) -> OldSystem:
 def _with_both_paths(system: OldSystem) -> OldSystem:
     columns = ("id INTEGER PRIMARY KEY", "session_id TEXT", "path TEXT", "file_path TEXT")
     for number, row in enumerate(system.tables["included_files"]):
-        row |= ({"file_path": row["path"]}, {"file_path": row["path"], "path": None}, {"file_path": "other"})[number % 3]
+        row |= ({"file_path": row["path"]}, {"file_path": row["path"], "path": None}, {"file_path": "other"})[
+            number % 3
+        ]
     return _change(system, "included_files", columns)
 
 

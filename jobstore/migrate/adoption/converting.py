@@ -18,6 +18,7 @@ from jobstore.migrate.adoption.state import States
 from jobstore.migrate.adoption.texts import Texts
 from jobstore.migrate.adoption.values import decode
 from jobstore.migrate.helpers import rename_table
+from jobstore.sql import Value
 
 _ORDER = (
     "sessions",
@@ -78,7 +79,7 @@ class Conversion:
         self._note_broken_views()
         self._findings.moved_texts = texts.moved
         report = self._findings.report(from_milliseconds(self._now))
-        kept = {"key": REPORT_KEY, "value": report.model_dump_json(), "updated_at": self._now}
+        kept: dict[str, Value] = {"key": REPORT_KEY, "value": report.model_dump_json(), "updated_at": self._now}
         insert(self._connection, "key_value_store", kept)
         return report
 

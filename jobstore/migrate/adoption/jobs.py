@@ -22,6 +22,8 @@ UNKNOWN_TYPE = "unknown"
 """The task type or API type of a job that had none."""
 UNKNOWN_STATUS = "unknown_status"
 """The error type of a job whose status was none: it failed, and can be retried by hand."""
+REPEATED_ID = "repeated_id"
+"""The error type of a job that would run, but has the id of another: it is canceled, lest the same runs twice."""
 
 _STATUSES = {
     **dict.fromkeys(("idle", "preparing", "created", "queued"), JobStatus.IDLE),
@@ -73,12 +75,16 @@ class Jobs:
 
     def adopt(self, table: str, row: OldRow) -> None:
         """Make a row a job."""
-        job_id = take_id(self._connection, "background_jobs", row)
+        job_id, is_repeated = take_id(self._connection, "background_jobs", row)
         metadata = row.text("metadata") or ""
         known = read_metadata(metadata) if metadata.strip() else {}
         if known is None:
             row.problem("metadata", "metadata is no JSON object")
-        job: dict[str, Value] = {"id": job_id, **_status(row), **self._types(table, row, known or {})}
+        job: dict[str, Value] = {
+            "id": job_id,
+            **_status(row, is_repeated=is_repeated),
+            **self._types(table, row, known or {}),
+        }
         status = JobStatus(str(job["status"]))
         times = self._times(row)
         file = self._copy_file(job_id, row)
@@ -216,7 +222,7 @@ class Jobs:
         return session_id
 
 
-def _status(row: OldRow) -> dict[str, Value]:
+def _status(row: OldRow, *, is_repeated: bool) -> dict[str, Value]:
     """Take the status, and what went wrong."""
     text = row.text("status")
     status = _STATUSES.get((text or "").strip().lower())
@@ -225,6 +231,10 @@ def _status(row: OldRow) -> dict[str, Value]:
         row.problem("status", "status is unknown: the job failed, retry it by hand")
         reason = message or "its status in the old system was unknown"
         return {"status": JobStatus.FAILED, "error_type": UNKNOWN_STATUS, "error_message": reason}
+    if is_repeated and not status.is_terminal:
+        row.problem("status", "id is another row's too, and the job would run: it is canceled, retry it by hand")
+        reason = message or "another job of the old system has the same id"
+        return {"status": JobStatus.CANCELED, "error_type": REPEATED_ID, "error_message": reason}
     if status != text:
         row.changed("status", f"status was {(text or '').strip().lower()}, and is {status}")
     elif status is JobStatus.RUNNING:

@@ -41,16 +41,19 @@ def is_there(connection: sqlite3.Connection, table: str, key: str) -> bool:
     return connection.execute(f"SELECT 1 FROM {table} WHERE id = ?", (key,)).fetchone() is not None
 
 
-def take_id(connection: sqlite3.Connection, table: str, row: OldRow) -> str:
-    """Take a row's id; one that is missing, or that an earlier row has, is replaced by a new one."""
+def take_id(connection: sqlite3.Connection, table: str, row: OldRow) -> tuple[str, bool]:
+    """Take a row's id, and tell whether an earlier row has it.
+
+    Then, and if it is missing, the row gets a new one.
+    """
     key = row.name("id")
     if key is None:
         row.problem("id", "id is missing: it has a new one")
-    elif is_there(connection, table, key):
+        return str(uuid7()), False
+    if is_there(connection, table, key):
         row.problem("id", "id is another row's too: it has a new one")
-    else:
-        return key
-    return str(uuid7())
+        return str(uuid7()), True
+    return key, False
 
 
 class Sessions:
@@ -72,7 +75,7 @@ class Sessions:
 
     def adopt(self, table: str, row: OldRow) -> None:
         """Make a row a session."""
-        session_id = take_id(self._connection, "sessions", row)
+        session_id, _ = take_id(self._connection, "sessions", row)
         directory = row.text("project_directory") or NO_DIRECTORY
         columns: dict[str, Value] = {"id": session_id, "name": row.text("name") or NO_NAME}
         columns |= {"project_directory": directory, "project_hash": self._hash(row, directory)}

@@ -13,6 +13,7 @@ from jobstore.migrate.adoption.rows import OldRow, insert
 from jobstore.migrate.adoption.sessions import NO_DIRECTORY, hash_of
 from jobstore.migrate.adoption.values import as_json, read_json
 from jobstore.models import dump_json
+from jobstore.sql import Value
 
 Key = tuple[str, ...]
 
@@ -53,7 +54,8 @@ class States:
         if latest[key][1] != number or math.isinf(latest[key][0]):
             self._leftovers.keep_whole(table, shown, row, "another row of the same key counts")
             return
-        columns = {"key": key[-1], "value": _value(row), "updated_at": row.time("updated_at") or self._now}
+        columns: dict[str, Value] = {"key": key[-1], "value": _value(row)}
+        columns["updated_at"] = row.time("updated_at") or self._now
         if table == "cached_state":
             columns |= {"project_hash": key[0], "project_directory": directory}
         insert(self._connection, table, columns)

@@ -153,7 +153,7 @@ def _path_of(named: Raw) -> str:
     path = os.fsdecode(named) if isinstance(named, NotUTF8) else named
     if not isinstance(path, str):
         raise NotCopied("names no path")
-    if not os.path.isabs(path):
+    if not Path(path).is_absolute():
         raise NotCopied("names a path that is not absolute")
     return path
 
