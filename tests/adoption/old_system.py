@@ -137,7 +137,7 @@ def newest(jobs: int, files: Path, seed: int = 0) -> OldSystem:
     }
     system.scripts = [
         "CREATE INDEX idx_background_jobs_status ON background_jobs (status)",
-        "CREATE TRIGGER touched AFTER UPDATE ON sessions BEGIN UPDATE sessions SET updated_at = 1 WHERE id = NEW.id; END",
+        "CREATE TRIGGER touched AFTER UPDATE ON sessions BEGIN UPDATE meta SET value = 8; END",
     ]
     return system
 
@@ -274,9 +274,8 @@ def _with_file_path(system: OldSystem) -> OldSystem:
 def _with_both_paths(system: OldSystem) -> OldSystem:
     columns = ("id INTEGER PRIMARY KEY", "session_id TEXT", "path TEXT", "file_path TEXT")
     for number, row in enumerate(system.tables["included_files"]):
-        row |= ({"file_path": row["path"]}, {"file_path": row["path"], "path": None}, {"file_path": "other"})[
-            number % 3
-        ]
+        row["file_path"] = "other" if number % 3 == 2 else row["path"]
+        row["path"] = None if number % 3 == 1 else row["path"]
     return _change(system, "included_files", columns)
 
 
