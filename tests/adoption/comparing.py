@@ -43,6 +43,13 @@ def exact(value: Any) -> Any:  # noqa: ANN401
     return value
 
 
+def shown(value: Any) -> str | None:  # noqa: ANN401
+    """Return a value as a name that can be one, or None."""
+    if isinstance(value, bytes):
+        value = value.decode(errors="backslashreplace")
+    return None if value is None else str(value).replace("\0", "\\x00") or None
+
+
 def rows_of(path: Path, table: str, *, old: bool) -> list[Row]:
     """Return the rows of a table in their order; of the old one with texts as they are, byte by byte."""
     with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as connection:
@@ -70,7 +77,10 @@ def assert_nothing_is_lost(old: Path, new: Path, outputs: Path | None = None) ->
         for row in rows_of(old, table, old=True) if table in there else []:
             job = next(jobs)
             files = [one["output_file_path"] for one in attempts if one["job_id"] == job["id"]]
-            assert_job(row, job, outputs, files)
+            assert_job(row, job, outputs)
+            for name in FILES:
+                if is_to_be_copied(row.get(name), new):
+                    assert_file_is_there(row[name], outputs, [*files, job["output_file_path"]])
     assert next(jobs, None) is None
     if "sessions" in there:
         assert_sessions(rows_of(old, "sessions", old=True), rows_of(new, "sessions", old=False))
@@ -81,7 +91,7 @@ def assert_nothing_is_lost(old: Path, new: Path, outputs: Path | None = None) ->
     assert_other_tables(old, new, there)
 
 
-def assert_job(old: Row, job: Row, outputs: Path, files: list[str | None]) -> None:
+def assert_job(old: Row, job: Row, outputs: Path) -> None:
     metadata = json.loads(job["metadata"])
     kept = metadata_kept(metadata)
     for name, value in old.items():
@@ -91,8 +101,6 @@ def assert_job(old: Row, job: Row, outputs: Path, files: list[str | None]) -> No
             assert_metadata(exact(value), job["metadata"], metadata)
         elif value is not None and value != b"":
             assert_value(name, exact(value), job, outputs)
-    for name in FILES:
-        assert_file_is_there(old.get(name), outputs, [*files, job["output_file_path"]], kept)
 
 
 def metadata_kept(metadata: Row) -> Row:
@@ -133,16 +141,21 @@ def text_of(job: Row, name: str, outputs: Path) -> str | None:
     return job[name] if path is None else (outputs / path).read_bytes().decode()
 
 
-def assert_file_is_there(named: Any, outputs: Path, files: list[str | None], kept: Row) -> None:  # noqa: ANN401
-    """A regular file that a row names was copied byte by byte; what is none is noted in the row."""
-    if not isinstance(named, OldText) or not named:
-        return
-    problems = [name for name in kept if name.endswith("_problem")]
+def is_to_be_copied(named: Any, database: Path) -> bool:  # noqa: ANN401
+    """Whether what a row names is a regular file on a disk, by an absolute path that is no link."""
+    if not isinstance(named, OldText) or not named.startswith(b"/") or b"\0" in named:
+        return False
     path = Path(named.decode(errors="surrogateescape"))
-    if not path.is_absolute() or "\0" in str(path) or not path.is_file() or path.is_symlink():
-        assert problems or any(files)
-        return
-    assert path.read_bytes() in [(outputs / file).read_bytes() for file in files if file]
+    try:
+        return path.is_file() and not path.is_symlink() and path.parts[1] != "proc" and not path.samefile(database)
+    except OSError:
+        return False
+
+
+def assert_file_is_there(named: OldText, outputs: Path, copies: list[str | None]) -> None:
+    """A file that a row names was copied byte by byte."""
+    original = Path(named.decode(errors="surrogateescape")).read_bytes()
+    assert original in [(outputs / copy).read_bytes() for copy in copies if copy]
 
 
 def assert_sessions(old: list[Row], new: list[Row]) -> None:
@@ -172,14 +185,14 @@ def assert_files(old: list[Row], new: Path, table: str) -> None:
     orders: dict[str, list[str]] = {}
     for row in old:
         everything = {name: exact(value) for name, value in row.items() if value is not None}
-        session = str(everything.get("session_id") or "without-session")
-        path = everything.get("path") or everything.get("file_path")
+        session = shown(row["session_id"]) or "without-session"
+        path = shown(row.get("path")) or shown(row.get("file_path"))
         paths = orders.setdefault(session, [])
         if not path or path in paths:  # no path, or once more the same
             assert any(kept == everything for _, kept in left)
             continue
         paths.append(path)
-        rest = {name: value for name, value in everything.items() if value not in {session, path, ""}}
+        rest = {name: value for name, value in everything.items() if value not in [session, path, ""]}
         assert any(key == [session, path] and rest.items() <= kept.items() for key, kept in left) or not rest
     for session, paths in orders.items():
         assert [row["path"] for row in there if row["session_id"] == session] == paths
@@ -194,7 +207,7 @@ def assert_states(old: list[Row], new: Path, table: str) -> None:
         if any(kept == everything for _, kept in left):
             continue
         assert any(
-            key[-1] == (everything.get("key") or "") and _holds(now, everything, kept)
+            key[-1] == (shown(row["key"]) or "") and _holds(now, everything, kept)
             for key, now in there.items()
             for kept in [one for shown, one in left if tuple(shown) == key] or [{}]
         ), everything

@@ -77,7 +77,7 @@ class Jobs:
         """Make a row a job."""
         job_id, is_repeated = take_id(self._connection, "background_jobs", row)
         metadata = row.text("metadata") or ""
-        known = read_metadata(metadata) if metadata.strip() else {}
+        known = read_metadata(metadata) if metadata.strip(" \t\r\n") else {}
         if known is None:
             row.problem("metadata", "metadata is no JSON object")
         job: dict[str, Value] = {
@@ -214,7 +214,7 @@ class Jobs:
 
     def _session(self, row: OldRow) -> str | None:
         session_id = row.name("session_id")
-        directory = row.text("project_directory")
+        directory = row.name("project_directory")
         if directory:
             row.keep("project_directory")
         if session_id is not None:

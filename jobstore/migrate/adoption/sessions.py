@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import sqlite3
 from collections import Counter
@@ -12,6 +11,7 @@ from uuid_utils import uuid7
 from jobstore.migrate.adoption.leftovers import Leftovers, with_adopted
 from jobstore.migrate.adoption.report import Findings
 from jobstore.migrate.adoption.rows import OldRow, insert
+from jobstore.operations.sessions import hash_project
 from jobstore.sql import Value
 
 NO_DIRECTORY = "(unknown)"
@@ -29,11 +29,6 @@ _TEXTS = (
     "codebase_structure",
 )
 _FLAGS = ("is_regex_active", "search_selected_files_only")
-
-
-def hash_of(project_directory: str) -> str:
-    """Return what the store keeps a project by."""
-    return hashlib.sha256((project_directory.rstrip("/") or project_directory).encode()).hexdigest()
 
 
 def is_there(connection: sqlite3.Connection, table: str, key: str) -> bool:
@@ -76,8 +71,8 @@ class Sessions:
     def adopt(self, table: str, row: OldRow) -> None:
         """Make a row a session."""
         session_id, _ = take_id(self._connection, "sessions", row)
-        directory = row.text("project_directory") or NO_DIRECTORY
-        columns: dict[str, Value] = {"id": session_id, "name": row.text("name") or NO_NAME}
+        directory = row.name("project_directory") or NO_DIRECTORY
+        columns: dict[str, Value] = {"id": session_id, "name": row.name("name") or NO_NAME}
         columns |= {"project_directory": directory, "project_hash": self._hash(row, directory)}
         columns |= {name: row.text(name) or "" for name in _TEXTS}
         columns |= {name: row.flag(name) for name in _FLAGS}
@@ -99,7 +94,7 @@ class Sessions:
 
     def _make(self, session_id: str, directory: str) -> None:
         columns: dict[str, Value] = {"id": session_id, "name": NO_NAME, "created_at": self._now}
-        columns |= {"project_directory": directory, "project_hash": hash_of(directory), "updated_at": self._now}
+        columns |= {"project_directory": directory, "project_hash": hash_project(directory), "updated_at": self._now}
         columns["model_settings"] = with_adopted("{}", {"made_for": "rows of a session that was not there"})
         insert(self._connection, "sessions", columns)
         self._findings.changed("sessions: made for rows whose session was not there")
@@ -107,7 +102,7 @@ class Sessions:
     def _hash(self, row: OldRow, directory: str) -> str:
         """Return a project's hash, as the store makes it, and keep the old one."""
         old = row.text("project_hash")
-        new = hash_of(directory)
+        new = hash_project(directory)
         if old and old != new:
             row.keep("project_hash")
             self.directories.setdefault(old, directory)

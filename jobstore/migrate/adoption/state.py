@@ -10,9 +10,10 @@ from collections.abc import Iterable
 from jobstore.migrate.adoption.leftovers import Leftovers
 from jobstore.migrate.adoption.report import REPORT_KEY
 from jobstore.migrate.adoption.rows import OldRow, insert
-from jobstore.migrate.adoption.sessions import NO_DIRECTORY, hash_of
+from jobstore.migrate.adoption.sessions import NO_DIRECTORY
 from jobstore.migrate.adoption.values import as_json, read_json
 from jobstore.models import dump_json
+from jobstore.operations.sessions import hash_project
 from jobstore.sql import Value
 
 Key = tuple[str, ...]
@@ -68,9 +69,9 @@ class States:
             row.problem("key", "key is missing")
         if table == "key_value_store":
             return (name,), ""
-        old = row.text("project_hash") or ""
-        directory = row.text("project_directory") or self._directories.get(old) or NO_DIRECTORY
-        project_hash = hash_of(directory)
+        old = row.name("project_hash") or ""
+        directory = row.name("project_directory") or self._directories.get(old) or NO_DIRECTORY
+        project_hash = hash_project(directory)
         if directory == NO_DIRECTORY:
             row.problem("project_directory", "project_directory is missing")
             project_hash = old or project_hash
