@@ -16,7 +16,7 @@ from jobstore.clock import Clock, from_milliseconds, system_clock
 from jobstore.engines.postgres_driver import statements, translate
 from jobstore.engines.postgres_server import Server
 from jobstore.errors import DatabaseBusy, InvalidArgument, SchemaMismatch
-from jobstore.migrate.adoption import REPORT_KEY, Adoption
+from jobstore.migrate.adoption import REPORT_KEY, Adoption, read_report
 from jobstore.migrate.steps import POSTGRES_STEPS, Result, Status, Step, check_applied, load_steps, pending_steps
 from jobstore.models import AppliedMigration
 
@@ -110,7 +110,7 @@ class PostgresMigrator:
         """
         with self._connected() as connection:
             rows = connection.execute("SELECT value FROM key_value_store WHERE key = %s", (REPORT_KEY,)).fetchall()
-        return Adoption.model_validate_json(str(rows[0][0])) if rows else None
+        return read_report(str(rows[0][0])) if rows else None
 
     @contextlib.contextmanager
     def _connected(self) -> Iterator[Connection]:

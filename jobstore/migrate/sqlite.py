@@ -12,7 +12,7 @@ from pathlib import Path
 from jobstore.clock import Clock, from_milliseconds, system_clock
 from jobstore.engines.sqlite import connect_writer, is_there
 from jobstore.engines.sqlite_driver import begin, execute_patiently, roll_back, translate
-from jobstore.errors import DatabaseError, SchemaMismatch, StatementFailed
+from jobstore.errors import DatabaseError, DiskFailed, SchemaMismatch, StatementFailed
 from jobstore.migrate.adoption import (
     REPORT_KEY,
     Adoption,
@@ -21,6 +21,7 @@ from jobstore.migrate.adoption import (
     Nowhere,
     OutputsOnDemand,
     Texts,
+    read_report,
     recognise,
 )
 from jobstore.migrate.files import back_up, copy_into, create_private, look
@@ -106,6 +107,7 @@ class Migrator:
 
         Raises:
             DatabaseError: A step failed, and was undone; those before it remain. Or the file does not fit.
+            OutputError: The outputs of a database that is adopted cannot be written, or are another store's.
         """
         if not self.status().pending:
             return Result([], None)
@@ -129,10 +131,13 @@ class Migrator:
         """
         if not is_there(self._path) or look(self._path, recognise) is None:
             return None
-        with tempfile.TemporaryDirectory(prefix="jobstore-") as folder:
-            copy = Path(folder, "copy.db")
-            look(self._path, lambda source: copy_into(source, copy))
-            return self._convert_for_show(copy)
+        try:
+            with tempfile.TemporaryDirectory(prefix="jobstore-") as folder:
+                copy = Path(folder, "copy.db")
+                look(self._path, lambda source: copy_into(source, copy))
+                return self._convert_for_show(copy)
+        except OSError as error:
+            raise DiskFailed(f"the copy for the rehearsal cannot be made: {error.strerror}") from error
 
     def adoption(self) -> Adoption | None:
         """Return the report of the adoption that made this store, if it was made so.
@@ -329,7 +334,7 @@ def _read_report(connection: sqlite3.Connection) -> Adoption | None:
     if recognise(connection) is not None or not has_table(connection, "key_value_store"):
         return None
     row = connection.execute("SELECT value FROM key_value_store WHERE key = ?", (REPORT_KEY,)).fetchone()
-    return None if row is None else Adoption.model_validate_json(row[0])
+    return None if row is None else read_report(row[0])
 
 
 def _is_empty(connection: sqlite3.Connection) -> bool:

@@ -13,8 +13,10 @@ from typing import Any
 
 import pytest
 
-from jobstore import JobStatus, JobStore, MigrationRequired
+from jobstore import JobStatus, JobStore, MigrationRequired, OutputError, SchemaMismatch
+from jobstore.databases import find_database
 from jobstore.migrate import Adoption, Migrator, load_steps, recognise
+from jobstore.promotion import promote
 from jobstore.testing import FakeClock
 
 from .comparing import assert_nothing_is_lost, rows_of, tables_of
@@ -235,6 +237,52 @@ def test_of_jobs_with_one_id_the_later_get_new_ids_and_never_run_by_themselves(
     assert [json.loads(row["metadata"])["adopted"]["id"] for row in rows[1:]] == ["job_1", "job_1"]
 
 
+def test_a_table_without_row_numbers_and_columns_that_are_computed_are_adopted_too(old: Path, adopt: Adopt) -> None:
+    columns = (*JOBS[:-1], "twice INTEGER AS (tokens_sent * 2)")
+    row = {"id": "job_1", "session_id": "s", "prompt": "p", "status": "idle", "created_at": BEGIN, "tokens_sent": 4}
+    with closing(sqlite3.connect(old)) as connection, connection:
+        connection.execute(f"CREATE TABLE background_jobs ({', '.join(columns)})")
+        connection.execute("CREATE TABLE key_value_store (key TEXT PRIMARY KEY, value TEXT, more TEXT) WITHOUT ROWID")
+        insert(connection, "background_jobs", [row])
+        insert(connection, "key_value_store", [{"key": "b", "value": "1", "more": "x"}])
+    adopt()
+    [job] = rows_of(old, "background_jobs", old=False)
+    assert json.loads(job["metadata"])["adopted"]["twice"] == 8
+
+
+async def test_a_report_that_someone_has_changed_is_told(old: Path, files: Path) -> None:
+    newest(1, files).write(old)
+    async with JobStore(old, migrate=True) as store:
+        await store.kv.set("jobstore.adoption", {"secret": 1})
+    with pytest.raises(SchemaMismatch, match="someone has changed it"):
+        await asyncio.to_thread(lambda: Migrator(old).adoption())
+
+
+def test_outputs_of_another_store_are_refused_and_nothing_is_changed(old: Path, files: Path) -> None:
+    newest(30, files).write(old)
+    outputs = Path(f"{old}.outputs")
+    outputs.mkdir()
+    (outputs / "store_id").write_text("another\n", encoding="utf-8")
+    tables = tables_of(old)
+    with pytest.raises(OutputError, match="belongs to another store"):
+        Migrator(old).run()
+    assert tables_of(old) == tables
+    assert Migrator(old, place=old.parent / "texts").run().adoption is not None
+
+
+async def test_an_adopted_file_is_promoted_to_a_server_with_its_report(
+    old: Path, files: Path, tmp_path: Path, fresh_database: str
+) -> None:
+    newest(120, files).write(old)
+    report = await asyncio.to_thread(lambda: Migrator(old).run().adoption)
+    server = await asyncio.to_thread(lambda: find_database(fresh_database).migrator())
+    await asyncio.to_thread(server.run)
+    done = await promote(old, fresh_database, target_outputs=tmp_path / "texts", force_rescue=True)
+    assert done.tables["background_jobs"].rows == 120
+    assert await asyncio.to_thread(server.adoption) == report
+    assert await asyncio.to_thread(server.rehearse) is None
+
+
 def test_the_report_is_kept_in_the_store(old: Path, files: Path, adopt: Adopt) -> None:
     system = newest(100, files)
     system.tables["key_value_store"].append({"key": "jobstore.adoption", "value": "mine", "updated_at": 1})
@@ -295,12 +343,15 @@ async def test_an_old_database_is_adopted_when_a_store_is_opened_so_and_only_the
 
 
 def test_tables_of_other_programs_are_left_alone_with_their_references(old: Path, files: Path, adopt: Adopt) -> None:
-    variants(files, 20)["more of everything"].write(old)
+    system = variants(files, 20)["more of everything"]
+    system.definitions["toys"] = ("name TEXT", "job_id TEXT REFERENCES gemini_requests (id)")
+    system.write(old)
     report = adopt()
     assert report.kept_tables["pets"] == "pets"
     assert report.kept_tables["lanes"] == "old_lanes"
     assert query(old, "SELECT pets.name FROM pets JOIN sessions ON sessions.id = session_id") == [("Rex",)]
     assert "outputs: the view does not fit the tables any more: drop it or mend it" in report.noted
+    assert "toys: the table refers to gemini_requests, which is not there any more" in report.noted
     assert "CREATE VIEW workers AS SELECT 1" in report.let_go
 
 

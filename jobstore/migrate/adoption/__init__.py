@@ -3,7 +3,7 @@
 from jobstore.migrate.adoption.converting import Conversion
 from jobstore.migrate.adoption.intent import Intent
 from jobstore.migrate.adoption.recognising import OldDatabase, recognise
-from jobstore.migrate.adoption.report import REPORT_KEY, AdoptedTable, Adoption, Note
+from jobstore.migrate.adoption.report import REPORT_KEY, AdoptedTable, Adoption, Note, read_report
 from jobstore.migrate.adoption.texts import Nowhere, OutputsOnDemand, Texts
 
 __all__ = [
@@ -17,5 +17,6 @@ __all__ = [
     "OldDatabase",
     "OutputsOnDemand",
     "Texts",
+    "read_report",
     "recognise",
 ]

@@ -77,6 +77,7 @@ class Conversion:
             self._connection.execute(f"DROP TABLE {quoted(name)}")
         self._check()
         self._note_broken_views()
+        self._note_broken_references()
         self._findings.moved_texts = texts.moved
         report = self._findings.report(from_milliseconds(self._now))
         kept: dict[str, Value] = {"key": REPORT_KEY, "value": report.model_dump_json(), "updated_at": self._now}
@@ -132,6 +133,16 @@ class Conversion:
                 self._connection.execute(f"SELECT 1 FROM {quoted(name)} LIMIT 0").fetchall()
             except sqlite3.OperationalError:
                 self._findings.note(name, name, "the view does not fit the tables any more: drop it or mend it")
+
+    def _note_broken_references(self) -> None:
+        for table in self._findings.kept_tables.values():
+            parents = self._connection.execute(
+                """SELECT DISTINCT "table" FROM pragma_foreign_key_list(?) WHERE lower("table") NOT IN
+                (SELECT lower(name) FROM sqlite_schema WHERE type = 'table')""",
+                (table,),
+            ).fetchall()
+            for (parent,) in parents:
+                self._findings.note(table, table, f"the table refers to {parent}, which is not there any more")
 
 
 @contextmanager

@@ -24,11 +24,18 @@ class Intent:
         self._path = Path(f"{database}.adopting")
 
     def read(self) -> str | None:
-        """Return the id that an earlier adoption has written down; None if none has."""
-        with contextlib.suppress(FileNotFoundError, UnicodeDecodeError):
-            text = self._path.read_text(encoding="ascii").strip()
-            return text if _STORE_ID.fullmatch(text) else None
-        return None
+        """Return the id that an earlier adoption has written down; None if none has, or was killed at it.
+
+        Raises:
+            DiskFailed: It cannot be read.
+        """
+        try:
+            text = self._path.read_bytes().decode("ascii", "replace").strip()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise DiskFailed(f"{self._path} cannot be read: {error.strerror}") from error
+        return text if _STORE_ID.fullmatch(text) else None
 
     def write(self, store_id: str) -> None:
         """Write an id down, durably.
@@ -47,5 +54,6 @@ class Intent:
             raise DiskFailed(f"{self._path} cannot be written: {error.strerror}") from error
 
     def forget(self) -> None:
-        """Remove the file: the database has the id."""
-        self._path.unlink(missing_ok=True)
+        """Remove the file: the database has the id. If it stays, it does no harm."""
+        with contextlib.suppress(OSError):
+            self._path.unlink(missing_ok=True)

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from datetime import datetime
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from jobstore.errors import SchemaMismatch
 
 MAX_NOTES = 1000
 """How many rows are named. All are counted, and each has its own note with it."""
+MAX_KEY = 200
+"""Characters of a row's key that are shown."""
 REPORT_KEY = "jobstore.adoption"
 """Where the report is kept, in `key_value_store`."""
 
@@ -63,6 +68,17 @@ class Adoption(BaseModel):
     """Indexes, triggers and views that went with the old tables, as SQL."""
 
 
+def read_report(text: str) -> Adoption:
+    """Return a report that was kept.
+
+    Raises:
+        SchemaMismatch: It is none.
+    """
+    with contextlib.suppress(ValidationError):  # it quotes its input
+        return Adoption.model_validate_json(text)
+    raise SchemaMismatch(f"what the store keeps as {REPORT_KEY} is no report any more: someone has changed it")
+
+
 class Findings:
     """Collects what a report tells."""
 
@@ -106,7 +122,7 @@ class Findings:
         """Tell of something that could not come over."""
         self._noted[f"{table}: {what}"] += 1
         if len(self._notes) < MAX_NOTES:
-            self._notes.append(Note(table=table, key=key, what=what))
+            self._notes.append(Note(table=table, key=key[:MAX_KEY], what=what))
 
     def report(self, adopted_at: datetime) -> Adoption:
         """Return the report."""

@@ -101,7 +101,7 @@ class Sessions:
 
     def _hash(self, row: OldRow, directory: str) -> str:
         """Return a project's hash, as the store makes it, and keep the old one."""
-        old = row.text("project_hash")
+        old = row.name("project_hash")
         new = hash_project(directory)
         if old and old != new:
             row.keep("project_hash")
