@@ -190,7 +190,7 @@ def job(number: int, sessions: Sequence[Row], files: Path, chance: random.Random
         "tokens_received": number,
         "tokens_sent": number * 2,
         "chars_received": number * 3,
-        "last_update": created + 6,
+        "last_update": created + 6 - number % 2,
         "created_at": created,
         "updated_at": (created + 6) * (1000 if number % 10 == 3 else 1),
         "cleared": int(number % 13 == 0),

@@ -209,6 +209,24 @@ def test_of_values_with_one_key_the_latest_counts_and_the_others_are_kept(old: P
     assert report.noted["cached_state: another row of the same key counts"] == 1
 
 
+def test_a_text_and_the_same_text_as_json_can_still_be_told_apart(old: Path, adopt: Adopt) -> None:
+    values = ["dark", '"dark"', "5", 5, None, "null", b"5", " [1]"]
+    with closing(sqlite3.connect(old)) as connection, connection:
+        connection.execute("CREATE TABLE background_jobs (id, prompt, status)")
+        connection.execute("CREATE TABLE key_value_store (key, value)")
+        connection.executemany("INSERT INTO key_value_store VALUES (?, ?)", enumerate(values))
+    adopt()
+    store = {row["key"]: row["value"] for row in rows_of(old, "key_value_store", old=False)}
+    assert [store[str(number)] for number in range(len(values))] == [
+        '"dark"', '"dark"', "5", "5", "null", "null", "5", " [1]",
+    ]  # fmt: skip
+    left = [json.loads(row["kept"]) for row in rows_of(old, "adopted_leftovers", old=False)]
+    assert left == [
+        {"key": 0}, {"key": 1, "value": '"dark"'}, {"key": 2}, {"key": 3, "value": 5}, {"key": 4, "value": None},
+        {"key": 5}, {"key": 6, "value": {"blob_base64": "NQ=="}}, {"key": 7},
+    ]  # fmt: skip
+
+
 def test_damage_is_told_and_nothing_is_changed(old: Path, adopt: Adopt) -> None:
     with closing(sqlite3.connect(old)) as connection, connection:
         connection.execute("CREATE TABLE background_jobs (id, prompt, status)")
