@@ -309,9 +309,14 @@ def _with_more(system: OldSystem) -> OldSystem:
         row["colour"] = "blue"
     system.definitions |= {
         "lanes": ("number INTEGER",),
+        "adopted_leftovers": ("number INTEGER",),
         "pets": ("name TEXT", "session_id TEXT REFERENCES sessions (id)"),
     }
-    system.tables |= {"lanes": [{"number": 7}], "pets": [{"name": "Rex", "session_id": "session_1"}]}
+    system.tables |= {
+        "lanes": [{"number": 7}],
+        "adopted_leftovers": [{"number": 8}],
+        "pets": [{"name": "Rex", "session_id": "session_1"}],
+    }
     system.scripts += [
         "CREATE VIEW outputs AS SELECT output_file_path, chars_received FROM background_jobs",
         "CREATE VIEW workers AS SELECT 1",

@@ -77,8 +77,9 @@ class Sessions:
         columns |= {name: row.text(name) or "" for name in _TEXTS}
         columns |= {name: row.flag(name) for name in _FLAGS}
         columns["model_used"] = row.text("model_used")
-        columns["created_at"] = created = row.time("created_at") or row.time("updated_at") or self._now
-        columns["updated_at"] = row.time("updated_at") or created
+        created, updated = row.time("created_at"), row.time("updated_at")
+        columns["created_at"] = created or updated or self._now
+        columns["updated_at"] = updated or created or self._now
         leftovers = row.leftovers()
         columns["model_settings"] = with_adopted("{}", leftovers)
         insert(self._connection, "sessions", columns)
