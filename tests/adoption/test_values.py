@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sqlite3
 from collections.abc import Callable
@@ -207,6 +208,19 @@ def test_of_values_with_one_key_the_latest_counts_and_the_others_are_kept(old: P
     values = {row["value"] for row in rows_of(old, "cached_state", old=False)}
     assert values == {"2", "3", "4"}
     assert report.noted["cached_state: another row of the same key counts"] == 1
+
+
+def test_state_that_names_its_project_by_hash_alone_finds_it_among_the_sessions(old: Path, adopt: Adopt) -> None:
+    hashes = {"/p": "old", "/q": hashlib.sha256(b"/q").hexdigest()}
+    with closing(sqlite3.connect(old)) as connection, connection:
+        connection.execute("CREATE TABLE sessions (id, project_directory, project_hash)")
+        connection.execute("CREATE TABLE cached_state (project_hash, key, value)")
+        for directory, digest in hashes.items():
+            connection.execute("INSERT INTO sessions VALUES (?, ?, ?)", (directory, directory, digest))
+            connection.execute("INSERT INTO cached_state VALUES (?, 'k', '1')", (digest,))
+    adopt()
+    found = {row["project_directory"]: row["project_hash"] for row in rows_of(old, "cached_state", old=False)}
+    assert found == {directory: hashlib.sha256(directory.encode()).hexdigest() for directory in hashes}
 
 
 def test_a_text_and_the_same_text_as_json_can_still_be_told_apart(old: Path, adopt: Adopt) -> None:

@@ -104,9 +104,10 @@ class Sessions:
         """Return a project's hash, as the store makes it, and keep the old one."""
         old = row.name("project_hash")
         new = hash_project(directory)
+        if old and directory != NO_DIRECTORY:
+            self.directories.setdefault(old, directory)
         if old and old != new:
             row.keep("project_hash")
-            self.directories.setdefault(old, directory)
         return new
 
 
