@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from jobstore.migrate.adoption import Adoption, recognise
 from jobstore.migrate.sqlite import Migrator
 from jobstore.migrate.steps import (
     POSTGRES_STEPS,
@@ -17,6 +18,7 @@ from jobstore.migrate.steps import (
 __all__ = [
     "POSTGRES_STEPS",
     "SQLITE_STEPS",
+    "Adoption",
     "Migrator",
     "Result",
     "Status",
@@ -24,4 +26,5 @@ __all__ = [
     "check_applied",
     "load_steps",
     "pending_steps",
+    "recognise",
 ]
