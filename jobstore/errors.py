@@ -21,7 +21,8 @@ The hierarchy::
     │   └── InvalidJob             … of a job; names the field
     ├── NotFound
     │   ├── JobNotFound
-    │   └── SessionNotFound
+    │   ├── SessionNotFound
+    │   └── TextsPruned            a job's prompt and response were removed; the job itself is there
     ├── InvalidTransition      the job's status does not allow this step
     ├── LeaseLost              the attempt has ended; nothing was changed
     ├── PromotionError         a store cannot be copied into another, or is not yet wholly copied
@@ -33,6 +34,7 @@ Messages say what is wrong and what to do. None carries the text of a prompt or 
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Literal
 
 ConstraintKind = Literal["unique", "foreign_key", "check", "not_null", "other"]
@@ -208,6 +210,21 @@ class SessionNotFound(NotFound):
     def __init__(self, session_id: str) -> None:
         self.session_id = session_id
         super().__init__(f"no session {session_id!r}: create it with store.sessions.create()")
+
+
+class TextsPruned(NotFound):
+    """The prompt and the response of a job were removed, by a policy or by hand; the job itself is still there.
+
+    Attributes:
+        job_id: The job.
+        pruned_at: When they were removed.
+    """
+
+    def __init__(self, job_id: str, pruned_at: datetime) -> None:
+        self.job_id = job_id
+        self.pruned_at = pruned_at
+        moment = pruned_at.isoformat(" ", "seconds")
+        super().__init__(f"the texts of job {job_id} were pruned at {moment}: restore them from a backup")
 
 
 class InvalidTransition(JobStoreError):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from typing import Any, Literal, TypeVar
 from weakref import WeakSet
 
@@ -24,7 +24,16 @@ from jobstore.engines.postgres_pipeline import Bound, Connection
 from jobstore.engines.postgres_server import Server
 from jobstore.engines.postgres_writer import BATCH_LOCK_TIMEOUT, RowLocked, Writer
 from jobstore.engines.signal import Signal
-from jobstore.errors import ConnectionLost, DatabaseBusy, DatabaseError, PoolTimeout, SchemaMismatch, StoreClosed
+from jobstore.errors import (
+    ConnectionLost,
+    DatabaseBusy,
+    DatabaseError,
+    InvalidArgument,
+    PoolTimeout,
+    SchemaMismatch,
+    StoreClosed,
+)
+from jobstore.overviews import Space
 from jobstore.sql import MakeOperation, Operation, fetch_one
 
 T = TypeVar("T")
@@ -263,6 +272,37 @@ class PostgresEngine:
         """Wait until a signal's count differs from `since` or `timeout` seconds pass; return its count."""
         return signal.wait(since, timeout)
 
+    def space(self) -> Coroutine[Any, Any, Space]:
+        """Return what the tables of the schema take, with their indexes."""
+        return self.read(_space)
+
+    def overwriting(self) -> contextlib.AbstractAsyncContextManager[None]:
+        """Refuse: the server keeps what was deleted until it is vacuumed, and does not overwrite it.
+
+        Raises:
+            InvalidArgument: Always.
+        """
+        raise _cannot_overwrite()
+
+    async def vacuum(self, tables: Sequence[str], *, spare: int, secure: bool) -> AsyncIterator[None]:  # noqa: ARG002
+        """Let the server vacuum and analyze each table, as it does by itself now and then.
+
+        Raises:
+            InvalidArgument: `secure` is asked for.
+            DatabaseError: It failed.
+        """
+        if secure:
+            raise _cannot_overwrite()
+        connection, _ = await self._server.connect()
+        try:
+            for table in tables:
+                await connection.execute(f"VACUUM (ANALYZE) {table}".encode())
+                yield
+        except psycopg.Error as error:
+            raise translate(error) from error.__cause__
+        finally:
+            await finish(connection.close())
+
     def stats(self) -> StoreStats:
         """Return the figures of now."""
         pool = {} if self._readers is None else self._readers.get_stats()
@@ -384,6 +424,18 @@ class _Snapshot:
         except TransactionFailed as failure:
             raise translate(failure.error) from None
         return value
+
+
+def _space(_now: int) -> Operation[Space]:
+    row = yield from fetch_one(
+        "SELECT COALESCE(SUM(pg_total_relation_size(oid)), 0)::bigint AS total FROM pg_class"
+        " WHERE relkind = 'r' AND relnamespace = current_schema()::regnamespace"
+    )
+    return Space(total=0 if row is None else row["total"], free=0, can_shrink=False)
+
+
+def _cannot_overwrite() -> InvalidArgument:
+    return InvalidArgument("secure", "PostgreSQL cannot overwrite what is deleted: encrypt the server's disk instead")
 
 
 def _next_transaction(_now: int) -> Operation[str]:

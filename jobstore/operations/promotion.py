@@ -32,10 +32,13 @@ TABLES = (
     Table("cached_state", ("project_hash", "key")),
     Table("key_value_store", ("key",)),
     Table("pauses", ("task_type", "api_type")),
+    Table("retention_policies", ("name",)),
 )
 """What is copied, each behind what it refers to. The database itself notes the lanes of jobs that come in."""
 
-NOT_COPIED = frozenset({"lanes", "migrations", "promotion", "store_identity", "store_writers", "workers"})
+NOT_COPIED = frozenset(
+    {"lanes", "maintenance", "migrations", "promotion", "store_identity", "store_writers", "workers"}
+)
 """What each store has of its own."""
 
 Key = tuple[Value, ...]
