@@ -7,7 +7,7 @@ import sqlite3
 import time
 from pathlib import Path
 
-from jobstore.engines.sqlite_driver import execute_patiently, translate
+from jobstore.engines.sqlite_driver import begin, roll_back, translate
 from jobstore.errors import InvalidArgument
 from jobstore.overviews import Space
 
@@ -41,10 +41,20 @@ def give_back(connection: sqlite3.Connection, spare: int, deadline: float) -> fl
             "this file was made without auto_vacuum: what is free in it is used again, but can only be given back by "
             "writing the file anew; stop the programs that use it, and run `jobstore vacuum --full`",
         )
-    if _number(connection, "freelist_count") * _number(connection, "page_size") <= spare:
+    page_size = _number(connection, "page_size")
+    free = _number(connection, "freelist_count") * page_size
+    if free <= spare:
         return None
+    begin(connection, deadline)
     began = time.monotonic()
-    execute_patiently(connection, f"PRAGMA incremental_vacuum({STEP_PAGES})", deadline)
+    try:
+        for _ in range(min(STEP_PAGES, -(-(free - spare) // page_size))):
+            connection.execute("PRAGMA incremental_vacuum(1)")  # the sqlite3 module takes but one step of a PRAGMA
+        connection.execute("COMMIT")
+    except sqlite3.Error as error:
+        raise translate(error) from error
+    finally:
+        roll_back(connection)
     return time.monotonic() - began
 
 
