@@ -25,6 +25,7 @@ The hierarchy::
     │   └── TextsPruned            a job's prompt and response were removed; the job itself is there
     ├── InvalidTransition      the job's status does not allow this step
     ├── LeaseLost              the attempt has ended; nothing was changed
+    ├── LoadError              a dump cannot be loaded; names the line
     ├── PromotionError         a store cannot be copied into another, or is not yet wholly copied
     └── OutputError            a file of a large text is missing, damaged or out of bounds
         └── OutputRestarted        what was being followed was replaced: by a new attempt, or another answer
@@ -267,6 +268,31 @@ class PromotionError(JobStoreError):
     def __init__(self, message: str, differences: tuple[str, ...] = ()) -> None:
         self.differences = differences
         super().__init__(message)
+
+
+class LoadError(JobStoreError):
+    """A dump cannot be loaded, or not to its end. It never quotes what stands in the dump.
+
+    Attributes:
+        reason: What is wrong.
+        number: Of the line, or of the row where there are no lines, from 1 on; 0 if it is about the whole.
+        table: The table.
+        loaded: How many of its rows, from the first on, were dealt with before: they stay.
+    """
+
+    def __init__(self, reason: str, number: int, table: str = "", loaded: int = 0) -> None:
+        self.reason = reason
+        self.number = number
+        self.table = table
+        self.loaded = loaded
+        where = f"{table}, line {number}" if number else table
+        if loaded:
+            reason = f"{reason}; the {loaded:,} rows before it stay, mend it and go on with those there skipped"
+        super().__init__(f"{where}: {reason}")
+
+    def at(self, table: str, loaded: int) -> LoadError:
+        """Return the same error, with where it was met."""
+        return LoadError(self.reason, self.number, table, loaded)
 
 
 class OutputError(JobStoreError):

@@ -28,6 +28,7 @@ from jobstore.repositories.migrations import MigrationRepository
 from jobstore.repositories.retention import RetentionRepository
 from jobstore.repositories.sessions import FileRepository, SessionRepository
 from jobstore.repositories.state import CachedStateRepository, KeyValueRepository
+from jobstore.repositories.tables import TableRepository
 from jobstore.repositories.workers import WorkerRepository
 from jobstore.sql import MakeOperation, Operation, Row, Statement, Value
 
@@ -177,6 +178,11 @@ class JobStore:
         return self._opened().retention
 
     @property
+    def tables(self) -> TableRepository:
+        """Whole tables, to be dumped and loaded."""
+        return self._opened().tables
+
+    @property
     def sessions(self) -> SessionRepository:
         """The sessions by project."""
         return self._opened().sessions
@@ -322,6 +328,7 @@ class _Open:
         self.lanes = LaneRepository(backend)
         self.workers = WorkerRepository(backend)
         self.retention = RetentionRepository(backend)
+        self.tables = TableRepository(backend)
         self.sessions = SessionRepository(backend)
         self.files = FileRepository(backend)
         self.cached_state = CachedStateRepository(backend)

@@ -8,6 +8,7 @@ import typer
 
 from jobstore.cli import (
     changing,
+    dumping,
     enqueueing,
     explaining,
     following,
@@ -66,6 +67,8 @@ app.command("clear", no_args_is_help=True)(reported(changing.clear))
 app.command("prune")(reported(pruning.prune))
 app.command("retention")(reported(pruning.retention))
 app.command("vacuum")(reported(vacuuming.vacuum))
+app.command("dump", no_args_is_help=True)(reported(dumping.dump))
+app.command("load", no_args_is_help=True)(reported(dumping.load))
 app.command("lanes")(reported(pausing.lanes))
 app.command("pause")(reported(pausing.pause))
 app.command("resume")(reported(pausing.resume))

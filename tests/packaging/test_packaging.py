@@ -62,6 +62,7 @@ PUBLIC = [
     "Lane",
     "LaneStats",
     "LeaseLost",
+    "LoadError",
     "MakeOperation",
     "MigrationRequired",
     "NewJob",
@@ -122,7 +123,18 @@ def test_public_classes_say_what_they_are(kind: type) -> None:
 
 def test_every_public_method_of_the_repositories_is_documented() -> None:
     store = jobstore.JobStore
-    for name in ("jobs", "lanes", "workers", "retention", "sessions", "files", "cached_state", "kv", "migrations"):
+    for name in (
+        "jobs",
+        "lanes",
+        "workers",
+        "retention",
+        "tables",
+        "sessions",
+        "files",
+        "cached_state",
+        "kv",
+        "migrations",
+    ):
         repository = inspect.signature(getattr(store, name).fget).return_annotation
         module = inspect.getmodule(store)
         assert module is not None
