@@ -9,6 +9,7 @@ import random
 from collections.abc import AsyncIterator
 
 from jobstore import JobStore, JobStoreError
+from jobstore.aio import finish
 
 logger = logging.getLogger(__name__)
 
@@ -24,7 +25,7 @@ async def looked_after(store: JobStore, interval: float | None) -> AsyncIterator
         yield
     finally:
         task.cancel()
-        await asyncio.wait([task])
+        await finish(asyncio.wait([task]))
 
 
 async def _maintain(store: JobStore, interval: float) -> None:
@@ -35,3 +36,5 @@ async def _maintain(store: JobStore, interval: float) -> None:
             await store.maintain()
         except JobStoreError as error:
             logger.warning("maintenance failed, trying again when it is due: %s", error)
+        except Exception as error:  # noqa: BLE001 - no maintenance is worth a worker
+            logger.warning("maintenance failed, trying again when it is due: %s", type(error).__name__)

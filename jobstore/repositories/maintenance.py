@@ -21,6 +21,9 @@ SPARE = 0.25
 SPARE_BYTES = 64 * 2**20
 """And as much in any case."""
 
+LONGEST_REST = 1.0
+"""Seconds between two rounds, however long the loop was blocked."""
+
 Breathe = Callable[[], Awaitable[None]]
 
 
@@ -70,12 +73,12 @@ class _Turn:
         self._since = time.monotonic()
 
     async def breathe(self) -> None:
-        """Leave at least half of the time to others, and hold the task for longer.
+        """Leave about half of the time to others, and hold the task for longer.
 
         Raises:
             HeldByAnother: This process stood still, and another one has it by now.
         """
-        await asyncio.sleep(time.monotonic() - self._since)
+        await asyncio.sleep(min(time.monotonic() - self._since, LONGEST_REST))
         if not await self._backend.write(maintenance.hold, self._task.name, self.holder, self.period):
             raise HeldByAnother
         self._since = time.monotonic()

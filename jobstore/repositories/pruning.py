@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from jobstore.errors import InvalidArgument
+from jobstore.aio import in_thread
+from jobstore.errors import InvalidArgument, InvalidJob
 from jobstore.lifecycle import TERMINAL
 from jobstore.models import MAX_PRIORITY, check_identifier
 from jobstore.operations import pruning
@@ -30,7 +31,7 @@ def read_rule(
         InvalidArgument: An argument cannot be accepted; it names the argument.
     """
     if older_than is None and keep is None:
-        raise InvalidArgument("older_than", "say how old jobs must be, or with keep how many stay")
+        raise InvalidJob("older_than", "say how old jobs must be, or with keep how many stay")
     if keep is not None:
         check_range("keep", keep, 0, MAX_PRIORITY, InvalidArgument)
     for field, name in (("task_type", task_type), ("api_type", api_type)):
@@ -76,12 +77,13 @@ async def delete_of_session(backend: Backend, session_id: str) -> None:
 
 
 async def _round(backend: Backend, make_operation: Any, *args: object) -> Pruned:  # noqa: ANN401
-    """Run an operation that removes some rows, then remove the files that they named."""
+    """Run an operation that removes some rows, then remove the files that they named, before more rows go."""
 
-    def remove_files(pruned: Pruned | None) -> None:
+    def abandoned(pruned: Pruned | None) -> None:
         if pruned is not None and pruned.file_paths:
             backend.discard(pruned.file_paths)
 
-    pruned: Pruned = await backend.write(make_operation, *args, abandoned=remove_files)
-    remove_files(pruned)
+    pruned: Pruned = await backend.write(make_operation, *args, abandoned=abandoned)
+    if pruned.file_paths and backend.has_outputs:  # else they are left to a sweep of a store that knows where they lie
+        await in_thread(backend.outputs.remove, pruned.file_paths)
     return pruned
