@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from jobstore import InvalidArgument, JobStore, Space, Vacuumed
+from jobstore import InvalidArgument, JobStore, Space, Vacuumed, health
 from jobstore.cli import stores
 from jobstore.cli.options import AsJson, Db
 from jobstore.cli.screen import say, size_of, write_json
@@ -17,6 +17,9 @@ def vacuum(
     secure: Annotated[
         bool, typer.Option("--secure", help="Fail unless nothing that was deleted is left in the file and its log.")
     ] = False,
+    full: Annotated[
+        bool, typer.Option("--full", help="Write the file anew, while no program has it open. It needs twice its room.")
+    ] = False,
     db: Db = "",
     as_json: AsJson = False,
 ) -> None:
@@ -26,12 +29,14 @@ def vacuum(
     PostgreSQL, each table is vacuumed and analyzed. What a file system, an SSD or a backup keeps of deleted texts is
     out of reach, also of `--secure`.
     """
+    if full and secure:
+        raise typer.BadParameter("give one of them: a file written anew holds nothing else", param_hint="'--full'")
 
     async def act(store: JobStore) -> Vacuumed:
         return await store.vacuum(secure=secure)
 
     try:
-        done = stores.run(db, act)
+        done = health.write_anew(db) if full else stores.run(db, act)
     except InvalidArgument as error:
         raise InvalidArgument(f"--{error.field}", error.reason) from None
     if as_json:

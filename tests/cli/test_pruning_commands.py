@@ -135,3 +135,9 @@ def test_a_vacuum_tells_what_it_gave_back(command: Command, act: Act) -> None:
     before, after = command.ok("vacuum").splitlines()
     assert before.startswith("before: ")
     assert after.endswith("of which 0 bytes are free")
+
+
+def test_a_full_vacuum_writes_the_file_anew(command: Command) -> None:
+    done = command.json("vacuum", "--full")
+    assert done["after"]["total"] == Path(command.database).stat().st_size
+    assert "give one of them" in command.misused("vacuum", "--full", "--secure")
