@@ -16,6 +16,7 @@ from uuid_utils import uuid7
 from jobstore.aio import finish
 from jobstore.clock import Clock, system_clock
 from jobstore.engines import postgres_driver as driver
+from jobstore.engines import postgres_space
 from jobstore.engines.base import PoolStats, Request, Snapshot, StoreStats, wake_stats
 from jobstore.engines.group_commit import GroupCommit
 from jobstore.engines.postgres_driver import TransactionFailed, translate
@@ -28,7 +29,6 @@ from jobstore.errors import (
     ConnectionLost,
     DatabaseBusy,
     DatabaseError,
-    InvalidArgument,
     PoolTimeout,
     SchemaMismatch,
     StoreClosed,
@@ -274,7 +274,7 @@ class PostgresEngine:
 
     def space(self) -> Coroutine[Any, Any, Space]:
         """Return what the tables of the schema take, with their indexes."""
-        return self.read(_space)
+        return self.read(postgres_space.space)
 
     def overwriting(self) -> contextlib.AbstractAsyncContextManager[None]:
         """Refuse: the server keeps what was deleted until it is vacuumed, and does not overwrite it.
@@ -282,7 +282,7 @@ class PostgresEngine:
         Raises:
             InvalidArgument: Always.
         """
-        raise _cannot_overwrite()
+        raise postgres_space.cannot_overwrite()
 
     async def vacuum(self, tables: Sequence[str], *, spare: int, secure: bool) -> AsyncIterator[None]:  # noqa: ARG002
         """Let the server vacuum and analyze each table, as it does by itself now and then.
@@ -292,16 +292,9 @@ class PostgresEngine:
             DatabaseError: It failed.
         """
         if secure:
-            raise _cannot_overwrite()
-        connection, _ = await self._server.connect()
-        try:
-            for table in tables:
-                await connection.execute(f"VACUUM (ANALYZE) {table}".encode())
-                yield
-        except psycopg.Error as error:
-            raise translate(error) from error.__cause__
-        finally:
-            await finish(connection.close())
+            raise postgres_space.cannot_overwrite()
+        async for _ in postgres_space.vacuum(self._server, tables):
+            yield
 
     def stats(self) -> StoreStats:
         """Return the figures of now."""
@@ -424,18 +417,6 @@ class _Snapshot:
         except TransactionFailed as failure:
             raise translate(failure.error) from None
         return value
-
-
-def _space(_now: int) -> Operation[Space]:
-    row = yield from fetch_one(
-        "SELECT COALESCE(SUM(pg_total_relation_size(oid)), 0)::bigint AS total FROM pg_class"
-        " WHERE relkind = 'r' AND relnamespace = current_schema()::regnamespace"
-    )
-    return Space(total=0 if row is None else row["total"], free=0, can_shrink=False)
-
-
-def _cannot_overwrite() -> InvalidArgument:
-    return InvalidArgument("secure", "PostgreSQL cannot overwrite what is deleted: encrypt the server's disk instead")
 
 
 def _next_transaction(_now: int) -> Operation[str]:

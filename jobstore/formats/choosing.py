@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib.util import find_spec
-from typing import BinaryIO, get_args
+from typing import BinaryIO, NamedTuple, get_args
 
 from jobstore.errors import InvalidArgument
 from jobstore.formats.base import Columns, Format, RowReader, RowWriter
@@ -13,40 +14,27 @@ from jobstore.formats.jsonl import JsonLinesWriter, read_json_lines
 FORMATS: tuple[Format, ...] = get_args(Format)
 
 
-def writer_of(name: Format, file: BinaryIO, columns: Columns) -> RowWriter:
-    """Return what writes rows to a file. It blocks.
+class Codec(NamedTuple):
+    """How a format writes and reads rows of an open file. Both block."""
+
+    writer: Callable[[BinaryIO, Columns], RowWriter]
+    reader: Callable[[BinaryIO, Columns], RowReader]
+
+
+def codec_of(name: Format) -> Codec:
+    """Return how a format writes and reads.
 
     Raises:
         InvalidArgument: There is no such format, or an extra is not installed.
     """
     if name == "jsonl":
-        return JsonLinesWriter(file, columns)
+        return Codec(JsonLinesWriter, read_json_lines)
     if name == "csv":
-        return CsvWriter(file, columns)
-    _require_parquet(name)
-    from jobstore.formats.parquet import ParquetRowWriter  # noqa: PLC0415 - needs the extra
-
-    return ParquetRowWriter(file, columns)
-
-
-def reader_of(name: Format, file: BinaryIO, columns: Columns) -> RowReader:
-    """Return what reads the rows of a file.
-
-    Raises:
-        InvalidArgument: There is no such format, or an extra is not installed.
-    """
-    if name == "jsonl":
-        return read_json_lines(file, columns)
-    if name == "csv":
-        return read_csv(file, columns)
-    _require_parquet(name)
-    from jobstore.formats.parquet import read_parquet  # noqa: PLC0415 - needs the extra
-
-    return read_parquet(file, columns)
-
-
-def _require_parquet(name: str) -> None:
+        return Codec(CsvWriter, read_csv)
     if name != "parquet":
         raise InvalidArgument("format", f"must be one of {', '.join(FORMATS)}")
     if find_spec("pyarrow") is None:
         raise InvalidArgument("format", 'Parquet needs an extra: pip install "jobstore[parquet]"')
+    from jobstore.formats.parquet import ParquetRowWriter, read_parquet  # noqa: PLC0415 - needs the extra
+
+    return Codec(ParquetRowWriter, read_parquet)

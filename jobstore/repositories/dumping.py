@@ -8,7 +8,7 @@ from typing import BinaryIO, Literal, NamedTuple
 from jobstore.aio import in_thread
 from jobstore.engines.base import Snapshot
 from jobstore.errors import InvalidArgument, OutputError
-from jobstore.formats import Columns, Format, Kind, RowWriter, writer_of
+from jobstore.formats import Columns, Format, Kind, RowWriter, codec_of
 from jobstore.operations import loading, promotion
 from jobstore.operations.promotion import PAGE_CHARACTERS, Key, Table, key_of
 from jobstore.outputs import Outputs, TextDecoder
@@ -72,7 +72,7 @@ class Dump:
 
     async def write(self, file: BinaryIO, name: Format) -> int:
         """Write all rows; return how many."""
-        writer = await in_thread(writer_of, name, file, self._columns)
+        writer = await in_thread(codec_of(name).writer, file, self._columns)
         added = {column.text for column in self._text_columns}
         stored = [column for column in self._columns if column not in added]
         count = 0

@@ -9,7 +9,7 @@ from typing import BinaryIO
 
 from jobstore.aio import in_thread
 from jobstore.errors import LoadError, OutputError, StatementFailed
-from jobstore.formats import Columns, Format, Numbered, RowReader, reader_of
+from jobstore.formats import Columns, Format, Numbered, RowReader, codec_of
 from jobstore.operations import loading
 from jobstore.operations.loading import Existing
 from jobstore.operations.promotion import PAGE_CHARACTERS, PAGE_ROWS, Table
@@ -34,7 +34,7 @@ def _check_rows(table: Table, file: BinaryIO, name: Format, columns: Columns) ->
         return
     begin = file.tell()
     try:
-        for numbered in reader_of(name, file, columns):
+        for numbered in codec_of(name).reader(file, columns):
             _check_key(table, numbered)
     except LoadError as error:
         raise error.at(table.name, 0) from error.__cause__
@@ -71,7 +71,7 @@ class Load:
         Raises:
             LoadError: A line is wrong, or its row is refused.
         """
-        rows = reader_of(name, file, self._columns)
+        rows = codec_of(name).reader(file, self._columns)
         try:
             while batch := await in_thread(self._next_batch, rows):
                 for _, alike in itertools.groupby(batch, key=lambda numbered: tuple(numbered.row)):

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import BinaryIO
 
 from jobstore.errors import InvalidArgument
-from jobstore.formats import FORMATS, Columns, Format
+from jobstore.formats import Columns, Format, codec_of
 from jobstore.operations import loading
 from jobstore.operations.loading import Existing
 from jobstore.operations.promotion import TABLES, Table
@@ -123,8 +123,7 @@ class TableRepository:
         return dumped_columns(table, await self._backend.read(loading.kinds, table), "inline")
 
 
-def _check(files: Mapping[str, BinaryIO], format: str) -> None:  # noqa: A002
+def _check(files: Mapping[str, BinaryIO], format: Format) -> None:  # noqa: A002
     if unknown := [name for name in files if name not in _TABLES]:
         raise InvalidArgument("table", f"there is no {unknown[0]!r} to dump or load: it must be of {', '.join(NAMES)}")
-    if format not in FORMATS:
-        raise InvalidArgument("format", f"must be one of {', '.join(FORMATS)}")
+    codec_of(format)
