@@ -24,7 +24,13 @@ TextsOnly = Annotated[
 ]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 
-_OPTIONS = {"older_than": "--older-than", "keep": "--keep", "status": "--status", "secure": "--secure"}
+_OPTIONS = {
+    "older_than": "--older-than",
+    "keep": "--keep",
+    "status": "--status",
+    "secure": "--secure",
+    "full": "--secure",
+}
 """What the arguments of the store are called here."""
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Protocol, TypeVar
 
@@ -211,7 +211,7 @@ class Engine(Protocol):
             InvalidArgument: The database cannot do that.
         """
 
-    def vacuum(self, tables: Sequence[str], *, spare: int, secure: bool) -> AsyncIterator[None]:
+    def vacuum(self, tables: Sequence[str], *, spare: int, secure: bool) -> AsyncGenerator[None, None]:
         """Give space back that holds nothing, beside anything, in steps that hold nobody up for long.
 
         Args:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Sequence
 from typing import Any, Literal, TypeVar
 from weakref import WeakSet
 
@@ -284,7 +284,7 @@ class PostgresEngine:
         """
         raise postgres_space.cannot_overwrite()
 
-    async def vacuum(self, tables: Sequence[str], *, spare: int, secure: bool) -> AsyncIterator[None]:  # noqa: ARG002
+    async def vacuum(self, tables: Sequence[str], *, spare: int, secure: bool) -> AsyncGenerator[None, None]:  # noqa: ARG002
         """Let the server vacuum and analyze each table, as it does by itself now and then.
 
         Raises:
@@ -293,8 +293,9 @@ class PostgresEngine:
         """
         if secure:
             raise postgres_space.cannot_overwrite()
-        async for _ in postgres_space.vacuum(self._server, tables):
-            yield
+        async with contextlib.aclosing(postgres_space.vacuum(self._server, tables)) as steps:
+            async for _ in steps:
+                yield
 
     def stats(self) -> StoreStats:
         """Return the figures of now."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 
 import psycopg
 
@@ -23,7 +23,7 @@ def space(_now: int) -> Operation[Space]:
     return Space(total=0 if row is None else row["total"], free=0, can_shrink=False)
 
 
-async def vacuum(server: Server, tables: Sequence[str]) -> AsyncIterator[None]:
+async def vacuum(server: Server, tables: Sequence[str]) -> AsyncGenerator[None, None]:
     """Let the server vacuum and analyze each table, on a connection of its own: it cannot be in a transaction.
 
     Raises:

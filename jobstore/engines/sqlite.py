@@ -9,7 +9,7 @@ import shlex
 import sqlite3
 import stat
 import time
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -197,7 +197,7 @@ class SQLiteEngine:
     async def _overwrite_no_more(self) -> None:
         await self._writer.submit(partial(sqlite_space.overwrite, fully=False))
 
-    async def vacuum(self, tables: Sequence[str], *, spare: int, secure: bool) -> AsyncIterator[None]:  # noqa: ARG002
+    async def vacuum(self, tables: Sequence[str], *, spare: int, secure: bool) -> AsyncGenerator[None, None]:  # noqa: ARG002
         """Give free pages back, as `Engine.vacuum` tells, then move the log into the file.
 
         Raises:
@@ -205,7 +205,7 @@ class SQLiteEngine:
             DatabaseError: It failed, or, with `secure`, a reader of another program has kept the log.
         """
         began = time.monotonic()
-        while (held := await self._writer.submit(sqlite_space.give_back, spare, BUSY_DEADLINE)) is not None:
+        while (held := await self._writer.submit(self._give_back, spare)) is not None:
             await asyncio.sleep(held)  # so that others have half of the time at least
             yield
         while not await self._writer.submit(self._checkpoint.empty_log):
@@ -218,6 +218,11 @@ class SQLiteEngine:
                     )
                 return
             await asyncio.sleep(LOG_PAUSE)
+
+    def _give_back(self, connection: sqlite3.Connection, spare: int) -> float | None:
+        held = sqlite_space.give_back(connection, spare, BUSY_DEADLINE)
+        self._checkpoint.after_batch(connection)
+        return held
 
     def _commit(self, batch: list[Request]) -> asyncio.Future[driver.Committed]:
         return self._writer.submit(self._commit_on_thread, batch)

@@ -35,12 +35,7 @@ def give_back(connection: sqlite3.Connection, spare: int, deadline: float) -> fl
         InvalidArgument: The file was made without auto_vacuum.
         DatabaseError: It failed.
     """
-    if _number(connection, "auto_vacuum") != _INCREMENTAL:
-        raise InvalidArgument(
-            "full",
-            "this file was made without auto_vacuum: what is free in it is used again, but can only be given back by "
-            "writing the file anew; stop the programs that use it, and run `jobstore vacuum --full`",
-        )
+    _require_shrinkable(connection)
     page_size = _number(connection, "page_size")
     free = _number(connection, "freelist_count") * page_size
     if free <= spare:
@@ -62,8 +57,11 @@ def overwrite(connection: sqlite3.Connection, *, fully: bool) -> None:
     """Let what is deleted from now on be overwritten: fully, which doubles what is written, or where it costs nothing.
 
     Raises:
+        InvalidArgument: The file was made without auto_vacuum, so that what was freed before stays in it.
         DatabaseError: It failed.
     """
+    if fully:
+        _require_shrinkable(connection)
     try:
         connection.execute(f"PRAGMA secure_delete={'ON' if fully else 'FAST'}").fetchall()
     except sqlite3.Error as error:
@@ -76,6 +74,15 @@ def file_size(path: str | Path) -> int:
         return os.stat(path).st_size  # noqa: PTH116 - by path: opening the log would drop the process's locks
     except OSError:
         return 0
+
+
+def _require_shrinkable(connection: sqlite3.Connection) -> None:
+    if _number(connection, "auto_vacuum") != _INCREMENTAL:
+        raise InvalidArgument(
+            "full",
+            "this file was made without auto_vacuum: what is free in it is used again, but can only be given back by "
+            "writing the file anew; stop the programs that use it, and run `jobstore vacuum --full`",
+        )
 
 
 def _number(connection: sqlite3.Connection, pragma: str) -> int:

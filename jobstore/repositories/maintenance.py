@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import aclosing
 from typing import Any, NamedTuple
 
 from jobstore.aio import in_thread
@@ -32,7 +33,7 @@ class Task(NamedTuple):
 
     name: str
     period: float
-    """Seconds until it is due again; whoever does it holds it for as long after each of its rounds."""
+    """Seconds until it is due again; whoever still does it by half of that holds it for longer."""
     work: Callable[[Backend, Breathe], Coroutine[Any, Any, object]]
 
 
@@ -42,12 +43,8 @@ class HeldByAnother(Exception):
 
 async def maintain(backend: Backend) -> list[str]:
     """Do those tasks that are due and that nobody else is doing; return their names."""
-    done = []
-    for name in await backend.read(maintenance.due, [task.name for task in TASKS]):
-        task = next(task for task in TASKS if task.name == name)
-        if await _do(backend, task):
-            done.append(name)
-    return done
+    due = await backend.read(maintenance.due, [task.name for task in TASKS])
+    return [task.name for task in TASKS if task.name in due and await _do(backend, task)]
 
 
 async def _do(backend: Backend, task: Task) -> bool:
@@ -71,6 +68,7 @@ class _Turn:
         self._backend = backend
         self._task = task
         self._since = time.monotonic()
+        self._held_at = backend.engine.clock()
 
     async def breathe(self) -> None:
         """Leave about half of the time to others, and hold the task for longer.
@@ -79,8 +77,11 @@ class _Turn:
             HeldByAnother: This process stood still, and another one has it by now.
         """
         await asyncio.sleep(min(time.monotonic() - self._since, LONGEST_REST))
-        if not await self._backend.write(maintenance.hold, self._task.name, self.holder, self.period):
-            raise HeldByAnother
+        now = self._backend.engine.clock()
+        if now - self._held_at > self.period / 2:
+            if not await self._backend.write(maintenance.hold, self._task.name, self.holder, self.period):
+                raise HeldByAnother
+            self._held_at = now
         self._since = time.monotonic()
 
 
@@ -100,8 +101,9 @@ async def sweep(backend: Backend, breathe: Breathe | None = None) -> int:
 async def vacuum(backend: Backend, *, secure: bool = False) -> Vacuumed:
     """Give back all that is free."""
     before = await backend.engine.space()
-    async for _ in backend.engine.vacuum(_TABLES, spare=0, secure=secure):
-        pass
+    async with aclosing(backend.engine.vacuum(_TABLES, spare=0, secure=secure)) as steps:
+        async for _ in steps:
+            pass
     return Vacuumed(before=before, after=await backend.engine.space())
 
 
@@ -115,8 +117,9 @@ async def _give_back_much(backend: Backend, breathe: Breathe) -> None:
     space = await backend.engine.space()
     spare = max(round(space.total * SPARE), SPARE_BYTES)
     if space.can_shrink and space.free > spare:
-        async for _ in backend.engine.vacuum(_TABLES, spare=spare, secure=False):
-            await breathe()
+        async with aclosing(backend.engine.vacuum(_TABLES, spare=spare, secure=False)) as steps:
+            async for _ in steps:
+                await breathe()
 
 
 # No `PRAGMA optimize`: the plans of all statements are pinned by tests without statistics, and need none.
