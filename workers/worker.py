@@ -19,6 +19,7 @@ from jobstore.version import VERSION
 from jobstore.workers.attempt import RETRY_SECONDS, RunningAttempt, Terms, is_passing
 from jobstore.workers.handlers import AsyncHandler, Handler, SyncHandler
 from jobstore.workers.hooks import Hook, Hooks
+from jobstore.workers.maintenance import looked_after
 from jobstore.workers.retries import Retries, exponential, policy_of
 from jobstore.workers.signals import heed_signals
 
@@ -40,6 +41,8 @@ class Worker:
         version: Of your code, as `jobstore workers` shows it; by default the version of jobstore.
         cancel_grace: Seconds that a handler has to end once it is cancelled. After that its outcome is recorded
             without it, its slot is free, and what it does later is refused.
+        maintenance: Seconds between looks whether it is time to look after the store, see `JobStore.maintain`; one
+            worker does at a time. A look is one small read. None leaves it to others.
 
     Example:
         >>> worker = Worker(store, concurrency=16, lease=30.0)
@@ -61,6 +64,7 @@ class Worker:
         version: str | None = None,
         retry: Retries | None = None,
         cancel_grace: float = 5.0,
+        maintenance: float | None = 60.0,
     ) -> None:
         if not isinstance(store, JobStore):
             raise InvalidArgument("store", f"must be an open JobStore, not {type(store).__name__}")
@@ -70,6 +74,8 @@ class Worker:
             raise InvalidArgument("lease", "must be a number of seconds above 0")
         if not cancel_grace >= 0:
             raise InvalidArgument("cancel_grace", "must be a number of seconds, 0 or more")
+        if maintenance is not None and not maintenance > 0:
+            raise InvalidArgument("maintenance", "must be a number of seconds above 0, or None")
         Worker._count += 1
         self.id = worker_id or f"{socket.gethostname()}:{os.getpid()}:{Worker._count}"
         self.version = VERSION if version is None else version
@@ -77,6 +83,7 @@ class Worker:
         self.concurrency = concurrency
         self.lease = lease
         self.cancel_grace = cancel_grace
+        self._maintenance = maintenance
         self._retry = policy_of(retry, exponential())
         self._hooks = Hooks()
         self._handlers: dict[str, Handler] = {}
@@ -209,7 +216,7 @@ class Worker:
         self._loop = asyncio.get_running_loop()
         try:
             with heed_signals(self._heed):
-                async with self._registered():
+                async with self._registered(), looked_after(self.store, self._maintenance):
                     await self._work(drain=drain, grace=grace)
         finally:
             failure = self._failure

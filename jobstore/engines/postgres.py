@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Sequence
 from typing import Any, Literal, TypeVar
 from weakref import WeakSet
 
@@ -16,6 +16,7 @@ from uuid_utils import uuid7
 from jobstore.aio import finish
 from jobstore.clock import Clock, system_clock
 from jobstore.engines import postgres_driver as driver
+from jobstore.engines import postgres_space
 from jobstore.engines.base import PoolStats, Request, Snapshot, StoreStats, wake_stats
 from jobstore.engines.group_commit import GroupCommit
 from jobstore.engines.postgres_driver import TransactionFailed
@@ -27,6 +28,7 @@ from jobstore.engines.postgres_server import Server
 from jobstore.engines.postgres_writer import BATCH_LOCK_TIMEOUT, RowLocked, Writer
 from jobstore.engines.signal import Signal
 from jobstore.errors import ConnectionLost, DatabaseBusy, DatabaseError, PoolTimeout, SchemaMismatch, StoreClosed
+from jobstore.overviews import Space
 from jobstore.sql import MakeOperation, Operation, fetch_all
 
 T = TypeVar("T")
@@ -263,6 +265,31 @@ class PostgresEngine:
     def wait(self, signal: Signal, since: int, timeout: float | None) -> Coroutine[Any, Any, int]:
         """Wait until a signal's count differs from `since` or `timeout` seconds pass; return its count."""
         return signal.wait(since, timeout)
+
+    def space(self) -> Coroutine[Any, Any, Space]:
+        """Return what the tables of the schema take, with their indexes."""
+        return self.read(postgres_space.space)
+
+    def overwriting(self) -> contextlib.AbstractAsyncContextManager[None]:
+        """Refuse: the server keeps what was deleted until it is vacuumed, and does not overwrite it.
+
+        Raises:
+            InvalidArgument: Always.
+        """
+        raise postgres_space.cannot_overwrite()
+
+    async def vacuum(self, tables: Sequence[str], *, spare: int, secure: bool) -> AsyncGenerator[None, None]:  # noqa: ARG002
+        """Let the server vacuum and analyze each table, as it does by itself now and then.
+
+        Raises:
+            InvalidArgument: `secure` is asked for.
+            DatabaseError: It failed.
+        """
+        if secure:
+            raise postgres_space.cannot_overwrite()
+        async with contextlib.aclosing(postgres_space.vacuum(self._server, tables)) as steps:
+            async for _ in steps:
+                yield
 
     def stats(self) -> StoreStats:
         """Return the figures of now."""

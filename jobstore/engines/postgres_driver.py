@@ -32,6 +32,8 @@ DIALECT = Dialect(
     lateral=True,
     writes_in_with=True,
     holds_nul=False,
+    column_types="SELECT column_name AS name, data_type AS type FROM information_schema.columns"
+    " WHERE table_schema = current_schema() AND table_name = :table ORDER BY ordinal_position",
 )
 
 CHANNEL = "'jobstore:' || current_schema()"

@@ -121,6 +121,7 @@ class JobQueries:
 
         Raises:
             JobNotFound: There is no such job.
+            TextsPruned: It was removed.
             OutputError: Its file is missing, damaged, or lies outside the outputs folder.
         """
         return await texts.read_prompt(self._backend, identifier("job_id", job_id))
@@ -133,6 +134,7 @@ class JobQueries:
 
         Raises:
             JobNotFound: There is no such job.
+            TextsPruned: It was removed.
             OutputError: Its file is missing, damaged, or lies outside the outputs folder.
         """
         return await texts.read_response(self._backend, identifier("job_id", job_id))
@@ -142,6 +144,7 @@ class JobQueries:
 
         Raises:
             JobNotFound: There is no such job.
+            TextsPruned: It was removed.
             OutputError: Its file is missing, lies outside the outputs folder, or, at the end, proves damaged.
 
         Example:
@@ -157,6 +160,7 @@ class JobQueries:
 
         Raises:
             JobNotFound: There is no such job.
+            TextsPruned: It was removed.
             OutputRestarted: A new attempt has begun, or another answer was recorded than was streamed: tail again
                 from the beginning.
             OutputError: The file cannot be read.

@@ -16,7 +16,6 @@ import pytest
 
 from jobstore import DiskFull, JobStore
 from jobstore.migrate import Adoption, Migrator
-from tests.migrations.conftest import public_folder, run_as_nobody  # noqa: F401
 from tests.processes.support import run
 
 from .comparing import rows_of, tables_of
@@ -174,8 +173,8 @@ def test_what_is_no_regular_file_is_never_opened_and_noted(
 
 
 def test_a_file_that_may_not_be_read_is_noted(
-    public_folder: Path,  # noqa: F811
-    run_as_nobody: Callable[[str, Path], str],  # noqa: F811
+    public_folder: Path,
+    run_as_nobody: Callable[[str, Path], str],
 ) -> None:
     secret, database = public_folder / "secret.xml", public_folder / "old.db"
     secret.write_text("secret", encoding="utf-8")
