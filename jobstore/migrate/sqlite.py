@@ -115,6 +115,7 @@ class Migrator:
             OutputError: The outputs of a database that is adopted cannot be written, or are another store's.
         """
         if not self.status().pending:
+            Intent(self._path).forget()  # of an adoption that was killed right after its commit
             return Result([], None)
         try:
             # Others may have it open, but nobody swaps the file meanwhile.

@@ -239,6 +239,19 @@ def test_of_jobs_with_one_id_the_later_get_new_ids_and_never_run_by_themselves(
     assert [json.loads(row["metadata"])["adopted"]["id"] for row in rows[1:]] == ["job_1", "job_1"]
 
 
+def test_a_view_that_stands_in_for_a_table_goes_with_its_triggers_and_is_told(old: Path, adopt: Adopt) -> None:
+    view = "CREATE VIEW background_jobs AS SELECT * FROM gemini_requests"
+    trigger = "CREATE TRIGGER added INSTEAD OF INSERT ON background_jobs BEGIN SELECT 1; END"
+    with closing(sqlite3.connect(old)) as connection, connection:
+        connection.execute("CREATE TABLE gemini_requests (id, prompt, status)")
+        connection.execute("INSERT INTO gemini_requests VALUES ('job_1', 'p', 'completed')")
+        connection.execute(view)
+        connection.execute(trigger)
+    report = adopt()
+    assert sorted(report.let_go) == sorted([view, trigger])
+    assert [row["api_type"] for row in rows_of(old, "background_jobs", old=False)] == ["gemini"]
+
+
 def test_a_table_without_row_numbers_and_columns_that_are_computed_are_adopted_too(old: Path, adopt: Adopt) -> None:
     columns = (*JOBS[:-1], "twice INTEGER AS (tokens_sent * 2)")
     row = {"id": "job_1", "session_id": "s", "prompt": "p", "status": "idle", "created_at": BEGIN, "tokens_sent": 4}

@@ -183,6 +183,33 @@ def test_killed_before_the_commit_the_outputs_that_it_began_are_its_own_the_next
     assert_no_file_is_left_over(path)
 
 
+def test_killed_right_after_the_commit_it_is_as_after_and_what_is_left_over_is_tidied(tmp_path: Path) -> None:
+    path = tmp_path / "old.db"
+    (tmp_path / "answers").mkdir()
+    newest(100, tmp_path / "answers").write(path)
+    process = spawn(
+        """
+        import os, signal, sys
+        from pathlib import Path
+        from jobstore.migrate import Migrator
+        from jobstore.migrate.adoption import Intent
+
+        Intent.forget = lambda self: os.kill(os.getpid(), signal.SIGKILL)
+        Migrator(Path(sys.argv[1])).run()
+        """,
+        path,
+    )
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    [backup] = tmp_path.glob("*.backup-*")
+    assert Path(f"{path}.adopting").exists()
+    assert not is_before(path)
+    assert Migrator(path).run().applied == []
+    assert not Path(f"{path}.adopting").exists()
+    assert_nothing_is_lost(backup, path)
+    assert_no_file_is_left_over(path)
+
+
 def test_of_several_migrators_at_once_one_adopts_and_the_others_find_it_done(tmp_path: Path) -> None:
     path = tmp_path / "old.db"
     (tmp_path / "answers").mkdir()

@@ -57,8 +57,9 @@ class Conversion:
         needed = ours | {TABLE}
         converted = {spelled.lower() for spelled in self._old.tables.values()}
         schema = self._connection.execute("SELECT type, name, tbl_name, sql FROM sqlite_schema").fetchall()
+        going = converted | {name.lower() for kind, name, _, _ in schema if kind == "view" and name.lower() in needed}
         for kind, name, table, sql in schema:
-            in_the_way = name.lower() in needed or (kind in {"index", "trigger"} and table.lower() in converted)
+            in_the_way = name.lower() in needed or (kind in {"index", "trigger"} and table.lower() in going)
             if kind != "table" and in_the_way and sql is not None:
                 self._connection.execute(f"DROP {kind} IF EXISTS {quoted(name)}")
                 self._findings.let_go.append(sql)
