@@ -92,6 +92,19 @@ async def test_who_lost_its_task_while_it_stood_still_stops(
     assert rounds == [0, 1]
 
 
+async def test_who_is_at_a_task_for_long_keeps_it(
+    store: JobStore, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def work(_backend: Any, breathe: Any) -> None:  # noqa: ANN401
+        for _ in range(3):
+            clock.advance(0.6 * 3600)
+            await breathe()
+            assert not await store.run(maintenance.take, "tidy", "another", 3_600_000)
+
+    monkeypatch.setattr(parts, "TASKS", (parts.Task("tidy", 3600, work),))
+    assert await store.maintain() == ["tidy"]
+
+
 async def test_a_cancelled_maintenance_goes_on_when_it_is_due_again(store: JobStore, clock: FakeClock) -> None:
     await store.jobs.enqueue_many(NewJob(prompt="p", task_type="t", api_type="a") for _ in range(1000))
     await store.jobs.cancel_all(everything=True)
