@@ -41,12 +41,6 @@ OPEN = """
 
 
 @pytest.fixture
-def migrated(database: Path) -> Path:
-    Migrator(database).run()
-    return database
-
-
-@pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ownership, "PATIENCE", 0.0)
 
