@@ -28,7 +28,7 @@ from jobstore.operations import jobs, migrations, promotion
 from jobstore.operations.promotion import FILES, TextFile
 from jobstore.outputs import Outputs
 from jobstore.outputs.folder import FolderOutputs
-from jobstore.ownership import real
+from jobstore.ownership import DATABASE_FILES, real
 from jobstore.promotion.copying import copy_text
 from jobstore.promotion.pair import Progress, Report, is_whole, some
 from jobstore.sql import Operation
@@ -212,7 +212,7 @@ def remove(*paths: Path) -> None:
 
 def remove_database(path: Path) -> None:
     """Remove a database that nobody has open, with what SQLite and we put beside it."""
-    remove(*(Path(f"{path}{end}") for end in ("", "-wal", "-shm", "-journal", ".owner")))
+    remove(*(Path(f"{path}{end}") for end in (*DATABASE_FILES, ".owner", ".checkpoint.lock")))
 
 
 def _each_text(connection: sqlite3.Connection, work: Callable[[TextFile], None]) -> None:
