@@ -120,7 +120,8 @@ def test_killed_at_random_points_the_file_is_as_before_or_as_after(filled: Path,
         killed += process.returncode != 0
         with closing(sqlite3.connect(filled)) as connection:
             assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
-        assert asyncio.run(contents(filled)) == FILLED
+        # But for the statuses: the lease of the job that runs may end meanwhile.
+        assert [texts for _, *texts in asyncio.run(contents(filled))] == [texts for _, *texts in FILLED]
     print(f"killed in the middle: {killed} of {rounds}")
     assert write_anew(filled).after.free == 0
 
@@ -129,9 +130,7 @@ async def fill_up(path: Path) -> None:
     """Leave some free pages."""
     async with JobStore(path) as store:
         await store.jobs.enqueue_many(NewJob(prompt=MARK * 2000, **LANE) for _ in range(60))
-        waiting = [
-            job.id for job in (await store.jobs.list(status="idle", limit=100)).items if job.prompt_bytes != 110_000
-        ]
-        for job_id in waiting:
-            await store.jobs.cancel(job_id)
+        for job in (await store.jobs.list(status="idle", limit=100)).items:
+            if job.prompt_bytes == len(MARK) * 2000:
+                await store.jobs.cancel(job.id)
         await store.jobs.prune(older_than=0, status="canceled")
