@@ -91,8 +91,12 @@ def store_id(path: Path) -> str:
     return found
 
 
-def check_integrity(path: Path) -> None:
-    """Read all of a database, and compare its tables with its indexes.
+def check_integrity(path: Path, source: Path) -> None:
+    """Read all of a copy of a database, and compare its tables with its indexes.
+
+    Args:
+        path: The copy.
+        source: What it was made of, which is what is damaged.
 
     Raises:
         DatabaseCorrupt: It is damaged.
@@ -100,9 +104,10 @@ def check_integrity(path: Path) -> None:
     try:
         (verdict,) = look(path, lambda connection: connection.execute("PRAGMA integrity_check(1)").fetchone())
     except DatabaseCorrupt as error:
-        raise DatabaseCorrupt(f"{path} is damaged: choose another copy, or run `jobstore check --repair`") from error
+        verdict = str(error.__cause__)
     if verdict != "ok":
-        raise DatabaseCorrupt(f"{path} is damaged ({verdict}): choose another copy, or run `jobstore check --repair`")
+        reason = verdict.splitlines()[-1]
+        raise DatabaseCorrupt(f"{source} is damaged ({reason}): use another copy, or run `jobstore check --repair`")
 
 
 def each_text(path: Path, work: Callable[[TextFile], None]) -> None:
