@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from jobstore.migrate.sqlite import Migrator
+from jobstore.migrate.sqlite import RECORDS, Migrator
 from jobstore.migrate.steps import (
     POSTGRES_STEPS,
     SQLITE_STEPS,
@@ -12,10 +12,12 @@ from jobstore.migrate.steps import (
     check_applied,
     load_steps,
     pending_steps,
+    split_statements,
 )
 
 __all__ = [
     "POSTGRES_STEPS",
+    "RECORDS",
     "SQLITE_STEPS",
     "Migrator",
     "Result",
@@ -24,4 +26,5 @@ __all__ = [
     "check_applied",
     "load_steps",
     "pending_steps",
+    "split_statements",
 ]

@@ -29,13 +29,14 @@ from jobstore.models import AppliedMigration
 BUSY_DEADLINE = 60.0
 """Seconds: another migrator may be at a long step."""
 
-_RECORDS = """
+RECORDS = """
     CREATE TABLE IF NOT EXISTS migrations (
         name TEXT NOT NULL PRIMARY KEY,
         checksum TEXT NOT NULL,
         applied_at INTEGER NOT NULL
     ) STRICT
 """
+"""The table of what was applied, which is there before any step."""
 _NOT_FOR_STEPS = frozenset({sqlite3.SQLITE_TRANSACTION, sqlite3.SQLITE_ATTACH, sqlite3.SQLITE_DETACH})
 
 
@@ -127,7 +128,7 @@ class Migrator:
         return step in pending_steps(self._steps, applied)
 
     def _record(self, connection: sqlite3.Connection, step: Step) -> None:
-        connection.execute(_RECORDS)
+        connection.execute(RECORDS)
         record = (step.name, step.checksum, self._clock())
         connection.execute("INSERT INTO migrations (name, checksum, applied_at) VALUES (?, ?, ?)", record)
 

@@ -1,0 +1,191 @@
+"""Checks a database and its large texts, without changing anything, beside whatever works on them."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from jobstore.clock import Clock, from_milliseconds, system_clock
+from jobstore.databases import Database, PostgresDatabase, find_database, migrate_command
+from jobstore.engines.sqlite import is_there
+from jobstore.errors import DatabaseNotFound, OutputError
+from jobstore.health.checks import SQLITE_CHECKS, Check
+from jobstore.health.report import Finding, Progress, Report, Tell, bad
+from jobstore.health.schema import read_schema, wanted_schema
+from jobstore.health.subject import SQLiteSubject, has_log, looked_into, silent
+from jobstore.migrate import Step
+from jobstore.operations.migrations import store_id
+from jobstore.outputs import Outputs, Place, place_of, unchecked_outputs
+from jobstore.ownership import real, shared
+
+UNREADABLE = "run `jobstore check --repair`, or restore a backup"
+
+
+def check(
+    url: str | os.PathLike[str] | None = None,
+    *,
+    outputs: str | os.PathLike[str] | None = None,
+    quick: bool = False,
+    clock: Clock = system_clock,
+    tell: Tell = silent,
+) -> Report:
+    """Check a database and its large texts. It changes nothing, and it blocks: call it in a thread, or in a script.
+
+    Programs that use the store may go on meanwhile. It works on a copy that cannot be written, too.
+
+    Args:
+        url: As for `JobStore`.
+        outputs: Where large texts lie, as for `JobStore`.
+        quick: Leave out what takes longer for a larger database; the rest takes less than a second.
+        clock: The present time in milliseconds.
+        tell: Called as it goes on.
+
+    Raises:
+        InvalidArgument: An argument cannot be accepted.
+        DatabaseNotFound: There is no such database.
+        DatabaseInUse: Somebody has had it to itself for 30 s, to restore it or the like.
+
+    Example:
+        >>> for finding in check("jobs.db").failed:
+        ...     print(finding.summary, finding.remedy)
+    """
+    database = find_database(url)
+    steps = database.load()
+    place = outputs or database.outputs
+    found = None if place is None else place_of(place)
+    if isinstance(database, PostgresDatabase):
+        from jobstore.health.postgres import check_postgres  # noqa: PLC0415 - needs the extra
+
+        findings = check_postgres(database, steps, found, clock, tell, quick=quick)
+    else:
+        findings = _check_file(database, steps, found, clock, tell, quick=quick)
+    return Report(
+        database=database.name, checked_at=from_milliseconds(clock()), quick=quick, findings=tuple(findings)
+    )
+
+
+def run_checks(subject: Any, checks: Sequence[Check], tell: Tell) -> list[Finding]:  # noqa: ANN401 - of its engine
+    """Make checks one after the other; one that fails is a finding like any other."""
+    findings = []
+    for done, entry in enumerate(checks):
+        tell(Progress("checks", done, len(checks)))
+        findings.append(_looked(entry, subject))
+    tell(Progress("checks", len(checks), len(checks)))
+    return findings
+
+
+def open_texts(place: Place | None, name: str, clock: Clock) -> Outputs | None:
+    """Return where large texts lie, whosoever they are; None if nobody has said, or the library for it is missing."""
+    try:
+        return None if place is None else unchecked_outputs(place, name, clock)
+    except OutputError:
+        return None
+
+
+def _looked(entry: Check, subject: Any) -> Finding:  # noqa: ANN401
+    try:
+        return entry.look(subject)
+    except Exception as error:  # noqa: BLE001 - whatever damage does to a check, it is told, and the others are made
+        reason = str(error) if isinstance(error, sqlite3.Error | OSError) else type(error).__name__
+        return bad(entry.name, f"it could not be looked at: {reason}", UNREADABLE)
+
+
+def _check_file(
+    database: Database, steps: list[Step], place: Place | None, clock: Clock, tell: Tell, *, quick: bool
+) -> list[Finding]:
+    path = real(database.path or Path())
+    with shared(path):  # nobody swaps the file meanwhile; a swap that was interrupted is finished first
+        if not is_there(path):
+            raise DatabaseNotFound(str(path), f"create it with `{migrate_command(database)}`")
+        look = _Look(path, steps, place, clock, tell, quick=quick)
+        return look.findings()
+
+
+class _Look:
+    """One look at a file, as a whole.
+
+    Args:
+        path: The file, links resolved.
+        steps: Of this version's schema.
+        place: Where its large texts lie.
+        clock: The present time in milliseconds.
+        tell: Called as it goes on.
+        quick: Leave out what takes longer for a larger database.
+    """
+
+    def __init__(
+        self, path: Path, steps: list[Step], place: Place | None, clock: Clock, tell: Tell, *, quick: bool
+    ) -> None:
+        self._path = path
+        self._steps = steps
+        self._place = place
+        self._clock = clock
+        self._tell = tell
+        self._quick = quick
+
+    def findings(self) -> list[Finding]:
+        """Look without a trace where nobody writes; as an ordinary reader if somebody does, or began to meanwhile."""
+        if not has_log(self._path):
+            before = self._path.stat()
+            found = self._with_connection(self._all, immutable=True)
+            after = self._path.stat()
+            if not has_log(self._path) and (before.st_mtime_ns, before.st_ino) == (after.st_mtime_ns, after.st_ino):
+                return found
+        elif not self._with_connection(_can_read_log, immutable=False):
+            return [*self._with_connection(self._all, immutable=True), _log_left_out(self._path)]
+        return self._with_connection(self._all, immutable=False)
+
+    def _with_connection(self, act: Callable[[sqlite3.Connection], Any], *, immutable: bool) -> Any:  # noqa: ANN401
+        with looked_into(self._path, immutable=immutable) as connection:
+            return act(connection)
+
+    def _all(self, connection: sqlite3.Connection) -> list[Finding]:
+        if (other := self._other_kind(connection)) is not None:
+            return [other]
+        subject = SQLiteSubject(self._path, connection, self._steps, None, self._clock, self._tell)
+        subject.texts = open_texts(self._place, _identity(subject), self._clock)
+        checks = [entry for entry in SQLITE_CHECKS if entry.quick or not self._quick]
+        return run_checks(subject, checks, self._tell)
+
+    def _other_kind(self, connection: sqlite3.Connection) -> Finding | None:
+        """Return what is said of a file that is whole, but no store of this version."""
+        try:
+            tables = read_schema(connection).tables
+        except sqlite3.Error:
+            return None  # damaged: the checks say how
+        if tables and not tables.keys() & wanted_schema(self._steps).tables.keys():
+            return bad("kind", "this is a database, but none of jobstore", "check the path")
+        return None
+
+
+def _can_read_log(connection: sqlite3.Connection) -> bool:
+    """Whether the log can be read, for which its index may have to be made beside it."""
+    try:
+        connection.execute("SELECT 1 FROM sqlite_schema").fetchone()
+    except sqlite3.Error as error:
+        return getattr(error, "sqlite_errorname", "") not in {
+            "SQLITE_CANTOPEN",
+            "SQLITE_READONLY_CANTINIT",
+            "SQLITE_READONLY_RECOVERY",
+            "SQLITE_READONLY_DIRECTORY",
+        }
+    return True
+
+
+def _log_left_out(path: Path) -> Finding:
+    return bad(
+        "log-reading",
+        "the log beside the file cannot be read in a folder that cannot be written: what it holds was left out",
+        f"copy {path.name} and {path.name}-wal into a folder that can be written, and check them there",
+    )
+
+
+def _identity(subject: SQLiteSubject) -> str:
+    """Return which store it is; empty if that cannot be read."""
+    try:
+        return subject.read(store_id)
+    except Exception:  # noqa: BLE001 - the check of it says why
+        return ""

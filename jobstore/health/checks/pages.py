@@ -1,0 +1,123 @@
+"""Checks of what SQLite keeps: its pages, its log, its references."""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+from collections import Counter
+from pathlib import Path
+
+from jobstore.errors import DatabaseError, DatabaseInUse
+from jobstore.health.report import Finding, bad, good, some
+from jobstore.health.salvage.log import Log
+from jobstore.health.subject import SQLiteSubject
+from jobstore.ownership import exclusive
+
+MOST_PROBLEMS = 1_000
+"""So many does integrity_check tell before it stops."""
+LARGE_LOG = 256 * 2**20
+"""Bytes. It is moved into the database from 16 MiB on, unless someone reads the same snapshot on and on."""
+
+SALVAGE = "run `jobstore check --repair`, or restore a backup"
+
+
+def storage(subject: SQLiteSubject) -> Finding:
+    """Check how the file is kept: its journal, its size, and what of it is empty."""
+    [(mode,)], [(size,)], [(count,)], [(free,)] = map(
+        subject.pragma, ("journal_mode", "page_size", "page_count", "freelist_count")
+    )
+    log_size = _size(Path(f"{subject.path}-wal"))
+    details = [f"journal mode {mode}", f"log of {log_size / 1e6:.1f} MB", *_unused(subject.connection)]
+    summary = f"{count:,} pages of {size:,} bytes, {free:,} of them free"
+    if log_size > LARGE_LOG:
+        return bad(
+            "storage",
+            f"the log has grown to {log_size / 1e6:.0f} MB",
+            "find the program that keeps a reading transaction open, and end it",
+            *details,
+        )
+    return good("storage", summary, *details)
+
+
+def log(subject: SQLiteSubject) -> Finding:
+    """Check whether the log holds commits that cannot be read, or was cut."""
+    path = Path(f"{subject.path}-wal")
+    try:
+        with exclusive(subject.path, "check"):  # for a moment: beside a writer, its end means nothing
+            found = Log.read(path)
+    except DatabaseInUse:
+        return good("log", "in use by other programs, which read it well")
+    except DatabaseError:  # in a folder that cannot be written nobody writes
+        found = Log.read(path)
+    if found.lost_commits:
+        return bad(
+            "log",
+            f"damaged: at least {found.lost_commits:,} commits behind the damage cannot be read",
+            "restore a backup if they are needed; `jobstore check --repair` goes on without them",
+        )
+    if found.is_cut:
+        return bad(
+            "log",
+            "it ends in the middle of a page: it was cut, and what was behind is lost",
+            "restore a backup if it is needed; `jobstore check --repair` goes on without it",
+        )
+    if found.uncommitted:
+        return good("log", "it ends in a transaction that was never committed: a program was killed, or it was cut")
+    return good("log", f"{len(found.pages):,} pages wait in it, all whole")
+
+
+def integrity(subject: SQLiteSubject) -> Finding:
+    """Check every page, row and index of the file."""
+    try:
+        problems = integrity_problems(subject.connection)
+    except sqlite3.Error as error:
+        return bad("integrity", f"the file is so damaged that it cannot be checked: {error}", SALVAGE)
+    if problems:
+        return bad("integrity", f"the file is damaged: {len(problems):,} problems", SALVAGE, *some(problems))
+    return good("integrity", "every page, row and index is whole")
+
+
+def integrity_problems(connection: sqlite3.Connection) -> list[str]:
+    """Return what integrity_check finds wrong, line by line.
+
+    Raises:
+        sqlite3.Error: The damage is such that it cannot go on.
+    """
+    rows = connection.execute(f"PRAGMA integrity_check({MOST_PROBLEMS})").fetchall()
+    lines = [line for (text,) in rows for line in str(text).splitlines()]
+    return [line for line in lines if line not in {"ok", "*** in database main ***"}]
+
+
+def foreign_keys(subject: SQLiteSubject) -> Finding:
+    """Check that every row has the row that it refers to."""
+    found = Counter(
+        (child, parent) for child, _, parent, _ in subject.connection.execute("PRAGMA foreign_key_check")
+    )
+    if found:
+        lines = [f"{count:,} rows of {child} without their {parent}" for (child, parent), count in found.items()]
+        return bad(
+            "foreign-keys",
+            f"{found.total():,} rows refer to rows that do not exist",
+            "run `jobstore check --repair`; in tables of your own, mend them yourself",
+            *lines,
+        )
+    return good("foreign-keys", "every row has the rows that it refers to")
+
+
+def _unused(connection: sqlite3.Connection) -> list[str]:
+    """Return how much of the pages in use is empty, if this SQLite can tell and the file is not too large."""
+    [(count,)] = connection.execute("PRAGMA page_count").fetchall()
+    if count > 10_000:  # it reads every page
+        return []
+    with contextlib.suppress(sqlite3.Error):  # not compiled in, or a damaged page
+        [(unused, size)] = connection.execute("SELECT SUM(unused), SUM(pgsize) FROM dbstat").fetchall()
+        if size:
+            return [f"{unused / size:.0%} of the pages in use is empty"]
+    return []
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
