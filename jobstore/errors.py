@@ -9,6 +9,7 @@ The hierarchy::
     │   ├── MigrationRequired      steps are pending: run the command it names
     │   ├── SchemaMismatch         made by a newer version, or changed by someone else
     │   ├── DatabaseBusy           another process held the write lock past the deadline
+    │   ├── DatabaseInUse          a program has the file open, or has it to itself, as while it is restored
     │   ├── DatabaseCorrupt        not a database, or a damaged one
     │   ├── DiskFailed             reading or writing failed; nothing of the batch was acknowledged
     │   │   └── DiskFull               … because there is no room
@@ -101,6 +102,32 @@ class DatabaseBusy(DatabaseError):
             f"the database was locked by another process for {waited:.1f} s; nothing was written: "
             "try again, and look for a program that keeps a transaction open"
         )
+
+
+class DatabaseInUse(DatabaseError):
+    """A program has the database open, so nobody can have it alone; or one has it alone, so nobody can open it.
+
+    Attributes:
+        path: The database.
+        operation: What is being done by whoever has it alone; None if programs only have it open.
+        processes: Those that have it, as far as the operating system tells.
+        waited: How long it was tried, in seconds.
+    """
+
+    def __init__(self, path: str, operation: str | None, processes: tuple[int, ...], waited: float) -> None:
+        self.path = path
+        self.operation = operation
+        self.processes = processes
+        self.waited = waited
+        known = ", ".join(map(str, processes))
+        if operation is None:
+            who = f"process {known}" if processes else "another program"
+            super().__init__(f"{path} is open in {who}: stop the programs that use it, and try again")
+        else:
+            super().__init__(
+                f"nobody can open {path} while it is worked on ({operation}); "
+                f"after {waited:.0f} s it still was: try again once that has ended"
+            )
 
 
 class DatabaseCorrupt(DatabaseError):

@@ -118,6 +118,7 @@ class JobStore:
             DatabaseNotFound: There is no such file, or it is a folder.
             MigrationRequired: Migrations are pending; the message names the command to run.
             SchemaMismatch: The database was migrated by a newer version, or an applied step was changed.
+            DatabaseInUse: The file is being restored, reset or repaired, and still was after 30 s.
             DatabaseCorrupt: The file is not an SQLite database, or it is damaged.
             ReadOnlyDatabase: It cannot be written.
             OutputError: The outputs belong to another store, or cannot be reached.

@@ -17,6 +17,7 @@ from urllib.parse import quote
 
 from filelock import FileLock, Timeout
 
+from jobstore import ownership
 from jobstore.aio import in_thread
 from jobstore.clock import Clock
 from jobstore.engines import sqlite_driver as driver
@@ -70,6 +71,7 @@ class SQLiteEngine:
         self._transactions = driver.Transactions(clock, BUSY_DEADLINE)
         self._checkpoint = _Checkpoint(path)
         self._doorbell = Doorbell(path, self._heard)
+        self._share = ownership.Share(path)
         self._queue = GroupCommit(self._commit, self._committed, BUSY_DEADLINE)
         self._foreign = 0
         self._poller: asyncio.Task[None] | None = None
@@ -80,13 +82,24 @@ class SQLiteEngine:
 
         Raises:
             DatabaseNotFound: There is no such file, or it is a folder.
+            DatabaseInUse: Somebody has it to itself, to restore it or the like.
             DatabaseCorrupt: It is not an SQLite database.
             ReadOnlyDatabase: It cannot be written.
         """
         self._loop = asyncio.get_running_loop()
+        while not await in_thread(self._share.take):  # noqa: ASYNC110 - another process's lock has no event
+            await asyncio.sleep(ownership.RETRY_SECONDS)
+        try:
+            await self._open(check)
+        except BaseException:
+            self._share.release()
+            raise
+
+    async def _open(self, check: MakeOperation[[], None]) -> None:
         await self._writer.connect()
         try:
             await asyncio.shield(self._writer.submit(_check_and_prepare, check(self.clock())))
+            await in_thread(self._share.keep)
             # From here on: what others commit before the first look of a waiter must not pass for known.
             await asyncio.shield(self._writer.submit(self._transactions.saw_foreign_commit))
             await in_thread(self._doorbell.open)
@@ -105,6 +118,7 @@ class SQLiteEngine:
         await self._readers.close()
         await self._writer.disconnect()
         await in_thread(self._doorbell.close)
+        self._share.release()
 
     def write(self, request: Request) -> Coroutine[Any, Any, Any]:
         """Run an operation that may write, as `Engine.write` tells."""

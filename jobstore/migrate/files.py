@@ -1,9 +1,8 @@
-"""What a migration does with files: make a new database, look into one, copy one before it is changed."""
+"""What a migration does with files: look into a database, copy one before it is changed."""
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import sqlite3
 from collections.abc import Callable
@@ -13,28 +12,9 @@ from typing import TypeVar
 from urllib.parse import quote
 
 from jobstore.engines.sqlite_driver import translate
-from jobstore.errors import DatabaseError, DiskFailed, DiskFull, ReadOnlyDatabase
+from jobstore.files import create_private, sync_folder
 
 T = TypeVar("T")
-
-
-def create_private(path: Path) -> bool:
-    """Create an empty file that only its owner can read, unless there is one; SQLite's own files inherit that.
-
-    Returns:
-        Whether it was created.
-
-    Raises:
-        ReadOnlyDatabase: The folder cannot be written.
-        DatabaseError: It cannot be created for another reason.
-    """
-    try:
-        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
-    except FileExistsError:
-        return False
-    except OSError as error:
-        raise _cannot_create(path, error) from error
-    return True
 
 
 def look(path: Path, read: Callable[[sqlite3.Connection], T]) -> T:
@@ -64,7 +44,7 @@ def back_up(path: Path) -> Path:
     target = _new_backup(path)
     try:
         _look(path, "mode=ro", lambda source: _copy(source, target))
-        _sync_folder(target.parent)
+        sync_folder(target.parent)
     except BaseException as error:
         target.unlink()
         if isinstance(error, sqlite3.Error):
@@ -91,21 +71,3 @@ def _new_backup(path: Path) -> Path:
     while not create_private(target := path.with_name(f"{name}-{number}" if number else name)):
         number += 1
     return target
-
-
-def _cannot_create(path: Path, error: OSError) -> DatabaseError:
-    if error.errno in {errno.ENOSPC, errno.EDQUOT}:
-        return DiskFull(f"no room to create {path}: free some space and try again")
-    if error.errno in {errno.EACCES, errno.EPERM, errno.EROFS}:
-        return ReadOnlyDatabase(f"{path} cannot be created ({error.strerror}): check the permissions of its folder")
-    return DiskFailed(f"{path} cannot be created: {error.strerror}")
-
-
-def _sync_folder(folder: Path) -> None:
-    if os.name == "nt":
-        return  # Windows cannot open a folder; its file systems log the names themselves
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

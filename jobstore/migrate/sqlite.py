@@ -12,7 +12,8 @@ from jobstore.clock import Clock, from_milliseconds, system_clock
 from jobstore.engines.sqlite import connect_writer, is_there
 from jobstore.engines.sqlite_driver import begin, execute_patiently, roll_back, translate
 from jobstore.errors import DatabaseError, SchemaMismatch, StatementFailed
-from jobstore.migrate.files import back_up, create_private, look
+from jobstore.files import create_private
+from jobstore.migrate.files import back_up, look
 from jobstore.migrate.helpers import has_column, has_table
 from jobstore.migrate.steps import (
     SQLITE_STEPS,
@@ -25,6 +26,7 @@ from jobstore.migrate.steps import (
     split_statements,
 )
 from jobstore.models import AppliedMigration
+from jobstore.ownership import Share, shared
 
 BUSY_DEADLINE = 60.0
 """Seconds: another migrator may be at a long step."""
@@ -82,20 +84,22 @@ class Migrator:
             backed_up: Called with the path of the backup once it is made.
 
         Raises:
+            DatabaseInUse: Somebody has the file to itself, to restore it or the like.
             DatabaseError: A step failed, and was undone; those before it remain. Or the file does not fit.
         """
         if not self.status().pending:
             return Result([], None)
-        create_private(self._path)
         try:
-            with contextlib.closing(self._connect()) as connection:
+            # Others may have it open, but nobody swaps the file meanwhile.
+            with shared(self._path) as share, contextlib.closing(self._connect()) as connection:
                 _prepare_if_empty(connection)
                 connection.execute("PRAGMA busy_timeout=0")  # our own, fairer retry takes over
-                return self._apply_all(connection, announce, backed_up)
+                return self._apply_all(connection, share, announce, backed_up)
         except sqlite3.Error as error:
             raise translate(error) from error
 
     def _connect(self) -> sqlite3.Connection:
+        create_private(self._path)
         connection = connect_writer(self._path, "full")
         # Before any transaction, where it would be a silent no-op. See the guide: dropping a table that is
         # rebuilt would delete its children's rows.
@@ -103,7 +107,11 @@ class Migrator:
         return connection
 
     def _apply_all(
-        self, connection: sqlite3.Connection, announce: Callable[[Step], None], backed_up: Callable[[Path], None]
+        self,
+        connection: sqlite3.Connection,
+        share: Share,
+        announce: Callable[[Step], None],
+        backed_up: Callable[[Path], None],
     ) -> Result:
         applied: list[str] = []
         backup: Path | None = None
@@ -113,6 +121,7 @@ class Migrator:
                     continue
                 worth_keeping = not applied and not _is_empty(connection)
                 self._record(connection, step)  # before the backup: so it is known that the file can be written
+                share.keep()
                 if worth_keeping:
                     backup = back_up(self._path)  # which does not see what is not committed
                     backed_up(backup)

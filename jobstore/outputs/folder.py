@@ -21,6 +21,7 @@ from typing import Self
 
 from jobstore.clock import Clock
 from jobstore.errors import DiskFull, JobStoreError, OutputError
+from jobstore.files import sync_folder
 from jobstore.models import Text
 from jobstore.outputs.base import SWEEP_AGE, Kind, Outputs
 from jobstore.outputs.paths import MARKER, is_inside, new_path, parts
@@ -105,7 +106,7 @@ class FolderOutputs(Outputs):
                         file.append(chunk)
                     file.sync()
                 self._absolute(part).replace(self._absolute(path))
-                _sync_folder(self._absolute(path).parent)
+                sync_folder(self._absolute(path).parent)
         except JobStoreError:
             self.remove([part, path])
             raise
@@ -136,7 +137,7 @@ class FolderOutputs(Outputs):
         file = self._create(path)
         try:
             with _refusals(path):
-                _sync_folder(self._absolute(path).parent)
+                sync_folder(self._absolute(path).parent)
         except JobStoreError:
             file.close()
             self.remove([path])
@@ -192,13 +193,13 @@ class FolderOutputs(Outputs):
             return
         if not self.folder.is_dir():
             self._make_folder()
-            _sync_folder(self.folder.parent)
+            sync_folder(self.folder.parent)
         self._mark()
         folder = self.folder
         for part in parent.split("/"):
             folder = folder / part
             folder.mkdir(mode=0o700, exist_ok=True)
-            _sync_folder(folder.parent)
+            sync_folder(folder.parent)
         self._made.add(parent)
 
     def _make_folder(self) -> None:
@@ -218,7 +219,7 @@ class FolderOutputs(Outputs):
             file.append(f"{self._store_id}\n".encode())
             file.sync()
         part.replace(marker)
-        _sync_folder(self.folder)
+        sync_folder(self.folder)
 
     def _absolute(self, path: str) -> Path:
         return self.folder.joinpath(*parts(path))
@@ -326,14 +327,3 @@ def _refusals(path: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise _failure(error, path) from error
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make the names in a folder durable; Windows cannot, and its file systems log them themselves."""
-    if os.name == "nt":
-        return
-    descriptor = os.open(folder, _DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

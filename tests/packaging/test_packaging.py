@@ -44,6 +44,7 @@ PUBLIC = [
     "DatabaseBusy",
     "DatabaseCorrupt",
     "DatabaseError",
+    "DatabaseInUse",
     "DatabaseNotFound",
     "DiskFailed",
     "DiskFull",
