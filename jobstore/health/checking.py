@@ -6,20 +6,24 @@ import os
 import sqlite3
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from jobstore.clock import Clock, from_milliseconds, system_clock
 from jobstore.databases import Database, PostgresDatabase, find_database, migrate_command
 from jobstore.engines.sqlite import is_there
-from jobstore.errors import DatabaseNotFound, OutputError
-from jobstore.health.checks import SQLITE_CHECKS, Check
-from jobstore.health.report import Finding, Progress, Report, Tell, bad
+from jobstore.errors import DatabaseError, DatabaseInUse, DatabaseNotFound, JobStoreError, OutputError
+from jobstore.health.checks import FILE_CHECKS, SQLITE_CHECKS, Check
+from jobstore.health.report import Finding, Report, bad
+from jobstore.health.salvage.log import Log
 from jobstore.health.schema import read_schema, wanted_schema
 from jobstore.health.subject import SQLiteSubject, has_log, looked_into, silent
 from jobstore.migrate import Step
 from jobstore.operations.migrations import store_id
 from jobstore.outputs import Outputs, Place, place_of, unchecked_outputs
-from jobstore.ownership import real, shared
+from jobstore.ownership import exclusive, real, shared
+from jobstore.progress import Progress, Tell
+
+T = TypeVar("T")
 
 UNREADABLE = "run `jobstore check --repair`, or restore a backup"
 
@@ -62,9 +66,7 @@ def check(
         findings = check_postgres(database, steps, found, clock, tell, quick=quick)
     else:
         findings = _check_file(database, steps, found, clock, tell, quick=quick)
-    return Report(
-        database=database.name, checked_at=from_milliseconds(clock()), quick=quick, findings=tuple(findings)
-    )
+    return Report(database=database.name, checked_at=from_milliseconds(clock()), quick=quick, findings=tuple(findings))
 
 
 def run_checks(subject: Any, checks: Sequence[Check], tell: Tell) -> list[Finding]:  # noqa: ANN401 - of its engine
@@ -89,7 +91,7 @@ def _looked(entry: Check, subject: Any) -> Finding:  # noqa: ANN401
     try:
         return entry.look(subject)
     except Exception as error:  # noqa: BLE001 - whatever damage does to a check, it is told, and the others are made
-        reason = str(error) if isinstance(error, sqlite3.Error | OSError) else type(error).__name__
+        reason = str(error) if isinstance(error, sqlite3.Error | OSError | JobStoreError) else type(error).__name__
         return bad(entry.name, f"it could not be looked at: {reason}", UNREADABLE)
 
 
@@ -97,10 +99,11 @@ def _check_file(
     database: Database, steps: list[Step], place: Place | None, clock: Clock, tell: Tell, *, quick: bool
 ) -> list[Finding]:
     path = real(database.path or Path())
+    log = None if quick else _read_log(path)
     with shared(path):  # nobody swaps the file meanwhile; a swap that was interrupted is finished first
         if not is_there(path):
             raise DatabaseNotFound(str(path), f"create it with `{migrate_command(database)}`")
-        look = _Look(path, steps, place, clock, tell, quick=quick)
+        look = _Look(path, steps, place, clock, tell, log, quick=quick)
         return look.findings()
 
 
@@ -113,17 +116,27 @@ class _Look:
         place: Where its large texts lie.
         clock: The present time in milliseconds.
         tell: Called as it goes on.
+        log: What the log held while nobody used it; None if somebody did.
         quick: Leave out what takes longer for a larger database.
     """
 
     def __init__(
-        self, path: Path, steps: list[Step], place: Place | None, clock: Clock, tell: Tell, *, quick: bool
+        self,
+        path: Path,
+        steps: list[Step],
+        place: Place | None,
+        clock: Clock,
+        tell: Tell,
+        log: Log | None,
+        *,
+        quick: bool,
     ) -> None:
         self._path = path
         self._steps = steps
         self._place = place
         self._clock = clock
         self._tell = tell
+        self._log = log
         self._quick = quick
 
     def findings(self) -> list[Finding]:
@@ -138,27 +151,50 @@ class _Look:
             return [*self._with_connection(self._all, immutable=True), _log_left_out(self._path)]
         return self._with_connection(self._all, immutable=False)
 
-    def _with_connection(self, act: Callable[[sqlite3.Connection], Any], *, immutable: bool) -> Any:  # noqa: ANN401
+    def _with_connection(self, act: Callable[[sqlite3.Connection], T], *, immutable: bool) -> T:
         with looked_into(self._path, immutable=immutable) as connection:
             return act(connection)
 
     def _all(self, connection: sqlite3.Connection) -> list[Finding]:
-        if (other := self._other_kind(connection)) is not None:
+        if (other := other_kind(connection, self._steps)) is not None:
             return [other]
-        subject = SQLiteSubject(self._path, connection, self._steps, None, self._clock, self._tell)
+        subject = SQLiteSubject(self._path, connection, self._steps, self._clock, self._tell, self._log)
         subject.texts = open_texts(self._place, _identity(subject), self._clock)
-        checks = [entry for entry in SQLITE_CHECKS if entry.quick or not self._quick]
-        return run_checks(subject, checks, self._tell)
+        checks = SQLITE_CHECKS if _is_readable(connection) else FILE_CHECKS
+        # A file of which nothing can be read is soon looked through, and to say so is what is asked for.
+        chosen = [entry for entry in checks if entry.quick or not self._quick or checks is FILE_CHECKS]
+        return run_checks(subject, chosen, self._tell)
 
-    def _other_kind(self, connection: sqlite3.Connection) -> Finding | None:
-        """Return what is said of a file that is whole, but no store of this version."""
-        try:
-            tables = read_schema(connection).tables
-        except sqlite3.Error:
-            return None  # damaged: the checks say how
-        if tables and not tables.keys() & wanted_schema(self._steps).tables.keys():
-            return bad("kind", "this is a database, but none of jobstore", "check the path")
+
+def other_kind(connection: sqlite3.Connection, steps: list[Step]) -> Finding | None:
+    """Return what is said of a file that is whole, but no store; None if it is one, or damaged."""
+    try:
+        tables = read_schema(connection).tables
+    except sqlite3.Error:
         return None
+    if tables and not tables.keys() & wanted_schema(steps).tables.keys():
+        return bad("kind", "this is a database, but none of jobstore", "check the path")
+    return None
+
+
+def _read_log(path: Path) -> Log | None:
+    """Return what the log holds; None if somebody uses the database, or its path says that there is none."""
+    try:
+        with exclusive(path, "check"):  # for a moment: those who open it meanwhile try again
+            return Log.read(Path(f"{path}-wal"))
+    except DatabaseInUse:
+        return None
+    except DatabaseError:  # in a folder that cannot be written nobody writes
+        return Log.read(Path(f"{path}-wal"))
+
+
+def _is_readable(connection: sqlite3.Connection) -> bool:
+    """Whether at least the schema can be read."""
+    try:
+        connection.execute("SELECT 1 FROM sqlite_schema").fetchall()
+    except sqlite3.Error:
+        return False
+    return True
 
 
 def _can_read_log(connection: sqlite3.Connection) -> bool:

@@ -1,4 +1,4 @@
-"""Mends an SQLite database in the transaction that is open: its schema, its identity, and the rows that break a rule."""
+"""Mends an SQLite database in an open transaction: its schema, its identity, and the rows that break a rule."""
 
 from __future__ import annotations
 
@@ -67,7 +67,9 @@ def mend_schema(connection: sqlite3.Connection, steps: Sequence[Step], now: int)
     """
     mended = Mended(create_missing_tables(connection, steps), [])
     wanted = wanted_schema(steps)
-    faulty = {found.table.lower() for found in compare(read_schema(connection), wanted).differences if _is_within(found.kind)}
+    faulty = {
+        found.table.lower() for found in compare(read_schema(connection), wanted).differences if _is_within(found.kind)
+    }
     for name in sorted(faulty):
         with _tried(connection, f"table {name}", "made anew, with its rows", mended):
             _rebuild(connection, read_schema(connection), wanted, name, now)
@@ -110,6 +112,15 @@ def mend_identity(connection: sqlite3.Connection, known: str | None) -> list[str
     name = known or secrets.token_hex(16)
     connection.execute("INSERT INTO store_identity (singleton, store_id) VALUES (1, ?)", (name,))
     return [f"the store's identity: {'as its outputs folder has it' if known else 'a new one'}"]
+
+
+def mend_records(connection: sqlite3.Connection, steps: Sequence[Step], now: int) -> list[str]:
+    """Record the steps again where no record of any is left: the schema is their sum by now."""
+    if connection.execute("SELECT 1 FROM migrations").fetchone():
+        return []
+    records = [(step.name, step.checksum, now) for step in steps]
+    connection.executemany("INSERT INTO migrations (name, checksum, applied_at) VALUES (?, ?, ?)", records)
+    return ["the records of applied migrations: made again"]
 
 
 @contextlib.contextmanager

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
-from typing import NamedTuple
 
 from jobstore.models import Model
 
@@ -68,17 +66,6 @@ class Repair(Model):
     """Of a damaged file: what was saved from it. Else empty."""
     report: Report
     """What a check found afterwards."""
-
-
-class Progress(NamedTuple):
-    """How far one stage has come."""
-
-    stage: str
-    done: int
-    total: int
-
-
-Tell = Callable[[Progress], None]
 
 
 def good(name: str, summary: str, *details: str) -> Finding:

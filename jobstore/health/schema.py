@@ -146,7 +146,9 @@ def defined_columns(table: Table) -> dict[str, str]:
 def _read_table(connection: sqlite3.Connection, name: str, sql: str) -> Table:
     columns = {
         row[0].lower(): Column(row[0], row[1].upper(), bool(row[2]), _plain_default(row[3]), row[4])
-        for row in connection.execute('SELECT name, type, "notnull", dflt_value, pk FROM pragma_table_xinfo(?)', (name,))
+        for row in connection.execute(
+            'SELECT name, type, "notnull", dflt_value, pk FROM pragma_table_xinfo(?)', (name,)
+        )
     }
     checks = {" ".join(tokens(check)): " ".join(check.split()) for check in _checks(sql)}
     return Table(name, sql, columns, checks, dict(_other_parts(connection, name)))

@@ -12,9 +12,10 @@ from urllib.parse import quote
 
 from jobstore.clock import Clock
 from jobstore.engines import sqlite_driver
-from jobstore.health.report import Progress, Tell
+from jobstore.health.salvage.log import Log
 from jobstore.migrate import Step
 from jobstore.outputs import Outputs
+from jobstore.progress import Progress, Tell
 from jobstore.sql import MakeOperation
 
 T = TypeVar("T")
@@ -44,26 +45,28 @@ class SQLiteSubject:
         path: The file.
         connection: From `looked_into`.
         steps: Of this version's schema.
-        texts: Where its large texts lie.
         clock: The present time in milliseconds.
         tell: Called as it goes on.
+        log: What its log held while nobody used it; None if somebody did.
     """
+
+    texts: Outputs | None = None
 
     def __init__(
         self,
         path: Path,
         connection: sqlite3.Connection,
         steps: list[Step],
-        texts: Outputs | None,
         clock: Clock,
         tell: Tell,
+        log: Log | None = None,
     ) -> None:
         self.path = path
         self.connection = connection
         self.steps = steps
-        self.texts = texts
         self.clock = clock
         self.tell = tell
+        self.log = log
 
     def read(self, make_operation: MakeOperation[..., T], *args: Any) -> T:  # noqa: ANN401
         """Run an operation that only reads, on a snapshot of its own."""
@@ -72,6 +75,13 @@ class SQLiteSubject:
     def pragma(self, text: str) -> list[tuple[Any, ...]]:
         """Return what a PRAGMA answers."""
         return self.connection.execute(f"PRAGMA {text}").fetchall()
+
+
+@contextlib.contextmanager
+def looked_into_alone(path: Path) -> Iterator[sqlite3.Connection]:
+    """Open a database to read it that nobody else has open."""
+    with looked_into(path, immutable=not has_log(path)) as connection:
+        yield connection
 
 
 def silent(_progress: Progress) -> None:

@@ -92,9 +92,7 @@ _JOB_VALUES = {
         "cost",
     )
 }
-_SESSION_VALUES = {
-    name: (f"{name} NOT IN (0, 1)", "0") for name in ("is_regex_active", "search_selected_files_only")
-}
+_SESSION_VALUES = {name: (f"{name} NOT IN (0, 1)", "0") for name in ("is_regex_active", "search_selected_files_only")}
 _ATTEMPT_VALUES = {
     "outcome": (f"outcome NOT IN ({_OUTCOMES})", f"'{AttemptOutcome.LOST}'"),
     "output_bytes": ("output_bytes < 0", "NULL"),
@@ -216,7 +214,7 @@ RULES: Sequence[Rule] = (
     ),
     _job(
         "job-no-end",
-        f"status IN ('idle', 'scheduled', 'running') AND finished_at IS NOT NULL",
+        "status IN ('idle', 'scheduled', 'running') AND finished_at IS NOT NULL",
         "finished_at = NULL",
         "jobs that did not end, but have a `finished_at`",
         "they have none",

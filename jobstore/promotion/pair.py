@@ -18,23 +18,13 @@ from jobstore.operations import jobs, migrations, promotion
 from jobstore.operations.promotion import FILES, TABLES, Table, TextFile
 from jobstore.outputs import Outputs, place_of
 from jobstore.outputs.paths import path_of
+from jobstore.progress import Progress, Tell
 from jobstore.repositories.backend import Backend
 from jobstore.sql import Row
 
 SHOWN = 10
 """How many names an error's message lists."""
 READERS = 4
-
-
-class Progress(NamedTuple):
-    """How far one stage has come."""
-
-    stage: str
-    done: int
-    total: int
-
-
-Report = Callable[[Progress], None]
 
 
 class Side(NamedTuple):
@@ -72,7 +62,7 @@ class Pair:
         report: Called as it goes on.
     """
 
-    def __init__(self, source: Side, target: Side, report: Report) -> None:
+    def __init__(self, source: Side, target: Side, report: Tell) -> None:
         self.source = source
         self.target = target
         self.columns: dict[str, list[str]] = {}

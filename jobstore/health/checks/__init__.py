@@ -32,13 +32,18 @@ SHARED_CHECKS: Sequence[Check] = (
 )
 """Of any database."""
 
-SQLITE_CHECKS: Sequence[Check] = (
+FILE_CHECKS: Sequence[Check] = (
     Check("library", files.library, quick=True),
     Check("permissions", files.permissions, quick=True),
     Check("disk", files.disk, quick=True),
-    Check("storage", pages.storage, quick=True),
     Check("log", pages.log),
     Check("integrity", pages.integrity),
+)
+"""Of an SQLite file whose rows cannot be read, too."""
+
+SQLITE_CHECKS: Sequence[Check] = (
+    *FILE_CHECKS,
+    Check("storage", pages.storage, quick=True),
     Check("foreign-keys", pages.foreign_keys),
     Check("migrations", schema.migrations, quick=True),
     Check("schema", schema.schema, quick=True),

@@ -7,14 +7,13 @@ import sqlite3
 from collections import Counter
 from pathlib import Path
 
-from jobstore.errors import DatabaseError, DatabaseInUse
 from jobstore.health.report import Finding, bad, good, some
-from jobstore.health.salvage.log import Log
 from jobstore.health.subject import SQLiteSubject
-from jobstore.ownership import exclusive
 
 MOST_PROBLEMS = 1_000
 """So many does integrity_check tell before it stops."""
+MOST_PAGES = 10_000
+"""From more than these, it takes too long to find out how full they are."""
 LARGE_LOG = 256 * 2**20
 """Bytes. It is moved into the database from 16 MiB on, unless someone reads the same snapshot on and on."""
 
@@ -23,11 +22,9 @@ SALVAGE = "run `jobstore check --repair`, or restore a backup"
 
 def storage(subject: SQLiteSubject) -> Finding:
     """Check how the file is kept: its journal, its size, and what of it is empty."""
-    [(mode,)], [(size,)], [(count,)], [(free,)] = map(
-        subject.pragma, ("journal_mode", "page_size", "page_count", "freelist_count")
-    )
+    [(size,)], [(count,)], [(free,)] = map(subject.pragma, ("page_size", "page_count", "freelist_count"))
     log_size = _size(Path(f"{subject.path}-wal"))
-    details = [f"journal mode {mode}", f"log of {log_size / 1e6:.1f} MB", *_unused(subject.connection)]
+    details = [f"log of {log_size / 1e6:.1f} MB", *_unused(subject.connection)]
     summary = f"{count:,} pages of {size:,} bytes, {free:,} of them free"
     if log_size > LARGE_LOG:
         return bad(
@@ -41,14 +38,9 @@ def storage(subject: SQLiteSubject) -> Finding:
 
 def log(subject: SQLiteSubject) -> Finding:
     """Check whether the log holds commits that cannot be read, or was cut."""
-    path = Path(f"{subject.path}-wal")
-    try:
-        with exclusive(subject.path, "check"):  # for a moment: beside a writer, its end means nothing
-            found = Log.read(path)
-    except DatabaseInUse:
-        return good("log", "in use by other programs, which read it well")
-    except DatabaseError:  # in a folder that cannot be written nobody writes
-        found = Log.read(path)
+    found = subject.log
+    if found is None:
+        return good("log", "programs write to it: its end means nothing")
     if found.lost_commits:
         return bad(
             "log",
@@ -90,9 +82,7 @@ def integrity_problems(connection: sqlite3.Connection) -> list[str]:
 
 def foreign_keys(subject: SQLiteSubject) -> Finding:
     """Check that every row has the row that it refers to."""
-    found = Counter(
-        (child, parent) for child, _, parent, _ in subject.connection.execute("PRAGMA foreign_key_check")
-    )
+    found = Counter((child, parent) for child, _, parent, _ in subject.connection.execute("PRAGMA foreign_key_check"))
     if found:
         lines = [f"{count:,} rows of {child} without their {parent}" for (child, parent), count in found.items()]
         return bad(
@@ -107,7 +97,7 @@ def foreign_keys(subject: SQLiteSubject) -> Finding:
 def _unused(connection: sqlite3.Connection) -> list[str]:
     """Return how much of the pages in use is empty, if this SQLite can tell and the file is not too large."""
     [(count,)] = connection.execute("PRAGMA page_count").fetchall()
-    if count > 10_000:  # it reads every page
+    if count > MOST_PAGES:
         return []
     with contextlib.suppress(sqlite3.Error):  # not compiled in, or a damaged page
         [(unused, size)] = connection.execute("SELECT SUM(unused), SUM(pgsize) FROM dbstat").fetchall()

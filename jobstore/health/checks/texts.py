@@ -7,13 +7,14 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from jobstore.errors import JobStoreError, OutputError
-from jobstore.health.report import Finding, Progress, bad, good, some
+from jobstore.health.report import Finding, bad, good, some
 from jobstore.health.subject import Subject
 from jobstore.operations import jobs, promotion
 from jobstore.operations.promotion import FILES, TextFile
 from jobstore.outputs import Outputs
 from jobstore.outputs.paths import is_inside
 from jobstore.outputs.reading import check_whole
+from jobstore.progress import Progress
 
 
 class Damage(NamedTuple):
@@ -61,7 +62,7 @@ def whole(subject: Subject) -> Finding:
 def orphans(subject: Subject) -> Finding:
     """Check for large texts that no row names."""
     if subject.texts is None or not _is_usable(subject.texts):
-        return good("orphans", "not looked at")
+        return good("orphans", "there is no place to look at")
     found = [path for paths in orphaned_texts(subject, subject.texts) for path in paths]
     if found:
         return bad(

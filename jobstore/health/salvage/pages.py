@@ -90,14 +90,14 @@ class Pages:
         """
         starts = range(size, len(self._data), size)
         seeming = sum(self._begins_page(start) for start in starts)
-        return seeming / len(starts) if len(starts) else 0.0
+        return seeming / len(starts) if starts else 0.0
 
     def _begins_page(self, start: int) -> bool:
         head = self._data[start : start + 8]
         if len(head) < 8 or head[0] not in _KINDS:  # noqa: PLR2004 - the length of a leaf's header
             return False
-        first_free, cells = struct.unpack(">HH", head[1:5])
-        return cells < 65536 // 4 and first_free < 65536
+        cells, content = struct.unpack(">HH", head[3:7])
+        return bool(2 * cells <= content or content == 0)  # the pointers to the cells lie in front of them
 
     def _seems_mapped(self) -> bool:
         """Whether the second page is one of the map: entries of a kind and a page each."""

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from jobstore.health.mending import create_missing_tables, mend_identity, mend_rows, mend_schema
-from jobstore.health.report import Progress, Salvaged, Tell
+from jobstore.errors import SchemaMismatch
+from jobstore.health.mending import create_missing_tables, mend_identity, mend_records, mend_rows, mend_schema
+from jobstore.health.report import Salvaged
 from jobstore.health.salvage.pages import Pages
-from jobstore.health.salvage.records import Cell, Node, Unreadable, read_cells
+from jobstore.health.salvage.records import Cell, Node, read_cells
 from jobstore.health.salvage.survey import Entry, Survey
 from jobstore.health.schema import wanted_schema
 from jobstore.migrate import Step
+from jobstore.progress import Progress, Tell
 from jobstore.sql import Value
 
 BATCH = 500
@@ -48,9 +50,7 @@ class Shape(NamedTuple):
     """Whether SQLite puts rows of its own into it: a part of a virtual table, or `sqlite_sequence`."""
 
 
-def rebuild(
-    source: Path, target: Path, steps: Sequence[Step], known: str | None, now: int, tell: Tell
-) -> Rebuilt:
+def rebuild(source: Path, target: Path, steps: Sequence[Step], known: str | None, now: int, tell: Tell) -> Rebuilt:
     """Fill an empty file with all that can still be read in a damaged database, and mend what that leaves broken.
 
     Args:
@@ -67,6 +67,7 @@ def rebuild(
     """
     with Pages(source) as pages, contextlib.closing(_open(target, pages.size)) as connection:
         survey = Survey(pages)
+        steps = _applied(survey, steps)
         connection.execute("BEGIN")
         ours = {name for _, name in wanted_schema(steps).objects}
         not_mended = _create(connection, [entry for entry in survey.schema if entry.kind == "table"])
@@ -77,13 +78,29 @@ def rebuild(
         failed = _create(connection, [entry for entry in survey.schema if entry.kind != "table"])
         not_mended |= {name: why for name, why in failed.items() if name.lower() not in ours}
         mended = mend_schema(connection, steps, now)
-        done += [*mended.done, *mend_identity(connection, known), *mend_rows(connection, now)]
+        done += [*mended.done, *mend_records(connection, steps, now), *mend_identity(connection, known)]
+        done += mend_rows(connection, now)
         connection.execute("COMMIT")
         connection.execute("PRAGMA journal_mode=WAL").fetchall()
     problems = [*mended.not_mended, *not_mended.values()]
     if survey.unknown:
         problems.append(f"{len(survey.unknown):,} pages of rows belong to no table that is known: they were left out")
     return Rebuilt(tables, done, problems)
+
+
+def _applied(survey: Survey, steps: Sequence[Step]) -> Sequence[Step]:
+    """Return the steps that the damaged file records; all of them if no record is left.
+
+    Raises:
+        SchemaMismatch: A newer version has applied others.
+    """
+    names = {str(values[0]) for values in survey.rows("migrations") if values}
+    if unknown := tuple(sorted(names - {step.name for step in steps})):
+        raise SchemaMismatch(
+            f"the database was migrated by a newer jobstore ({', '.join(unknown)}): repair it with that version",
+            unknown,
+        )
+    return [step for step in steps if step.name in names] or steps
 
 
 def _open(target: Path, page_size: int) -> sqlite3.Connection:
@@ -237,18 +254,11 @@ def _missing(connection: sqlite3.Connection, survey: Survey, shape: Shape) -> di
     for entry in survey.schema:
         if entry.kind != "index" or entry.table.lower() != shape.name.lower():
             continue
-        for values in _entries(survey, entry.name):
-            if isinstance(rowid := values[-1], int) and rowid not in saved:
+        for values in survey.rows(entry.name):
+            if values and isinstance(rowid := values[-1], int) and rowid not in saved:
                 is_key = entry.name.startswith("sqlite_autoindex")
                 missing[rowid] = str(values[0]) if is_key else missing.get(rowid, "")
     return missing
-
-
-def _entries(survey: Survey, index: str) -> Iterator[list[Value]]:
-    for number in survey.numbers(index):
-        for cell in read_cells(survey.pages, survey.node(number)):
-            if cell is not None and cell.values:
-                yield cell.values
 
 
 def _quoted(name: str) -> str:

@@ -17,6 +17,7 @@ from jobstore.health.salvage.records import (
     read_cells,
     read_node,
 )
+from jobstore.sql import Value
 
 SCHEMA = "sqlite_schema"
 
@@ -65,6 +66,13 @@ class Survey:
     def node(self, number: int) -> Node:
         """Return one of these pages."""
         return read_node(self.pages, number)
+
+    def rows(self, name: str) -> Iterator[list[Value]]:
+        """Yield the rows of a table, or the entries of an index, that can be read."""
+        for number in self.numbers(name):
+            for cell in read_cells(self.pages, self.node(number)):
+                if cell is not None:
+                    yield cell.values
 
     def claim(self, name: str, number: int) -> None:
         """Note that a page belongs to a table."""
@@ -129,11 +137,9 @@ class Survey:
         if SCHEMA not in self._owned:  # not even its map is left
             self._find_schema()
         entries = {}
-        for number in self.numbers(SCHEMA):
-            for cell in read_cells(self.pages, self.node(number)):
-                entry = None if cell is None else _entry(cell.values)
-                if entry is not None:
-                    entries[(entry.kind, entry.name)] = entry
+        for values in self.rows(SCHEMA):
+            if (entry := _entry(values)) is not None:
+                entries[(entry.kind, entry.name)] = entry
         return list(entries.values())
 
     def _find_schema(self) -> None:
@@ -192,7 +198,7 @@ class Survey:
         return self.pages.has_map and self._map_of(number) == number
 
 
-def _entry(values: list[object]) -> Entry | None:
+def _entry(values: list[Value]) -> Entry | None:
     """Return a row of the schema's table, if it can be one."""
     match values:
         case [("table" | "index" | "trigger" | "view") as kind, str(name), str(table), root, (str() | None) as sql]:
