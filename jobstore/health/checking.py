@@ -4,28 +4,27 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from jobstore.clock import Clock, from_milliseconds, system_clock
 from jobstore.databases import Database, PostgresDatabase, find_database, migrate_command
 from jobstore.engines.sqlite import is_there
-from jobstore.errors import DatabaseError, DatabaseInUse, DatabaseNotFound, JobStoreError, OutputError
-from jobstore.health.checks import FILE_CHECKS, SQLITE_CHECKS, Check
+from jobstore.errors import DatabaseError, DatabaseInUse, DatabaseNotFound
+from jobstore.health.checks import FILE_CHECKS, SQLITE_CHECKS
 from jobstore.health.report import Finding, Report, bad
+from jobstore.health.running import open_texts, run_checks
 from jobstore.health.salvage.log import Log
 from jobstore.health.schema import read_schema, wanted_schema
 from jobstore.health.subject import SQLiteSubject, has_log, looked_into, silent
 from jobstore.migrate import Step
 from jobstore.operations.migrations import store_id
-from jobstore.outputs import Outputs, Place, place_of, unchecked_outputs
+from jobstore.outputs import Place, place_of
 from jobstore.ownership import exclusive, real, shared
-from jobstore.progress import Progress, Tell
+from jobstore.progress import Tell
 
 T = TypeVar("T")
-
-UNREADABLE = "run `jobstore check --repair`, or restore a backup"
 
 
 def check(
@@ -69,37 +68,11 @@ def check(
     return Report(database=database.name, checked_at=from_milliseconds(clock()), quick=quick, findings=tuple(findings))
 
 
-def run_checks(subject: Any, checks: Sequence[Check], tell: Tell) -> list[Finding]:  # noqa: ANN401 - of its engine
-    """Make checks one after the other; one that fails is a finding like any other."""
-    findings = []
-    for done, entry in enumerate(checks):
-        tell(Progress("checks", done, len(checks)))
-        findings.append(_looked(entry, subject))
-    tell(Progress("checks", len(checks), len(checks)))
-    return findings
-
-
-def open_texts(place: Place | None, name: str, clock: Clock) -> Outputs | None:
-    """Return where large texts lie, whosoever they are; None if nobody has said, or the library for it is missing."""
-    try:
-        return None if place is None else unchecked_outputs(place, name, clock)
-    except OutputError:
-        return None
-
-
-def _looked(entry: Check, subject: Any) -> Finding:  # noqa: ANN401
-    try:
-        return entry.look(subject)
-    except Exception as error:  # noqa: BLE001 - whatever damage does to a check, it is told, and the others are made
-        reason = str(error) if isinstance(error, sqlite3.Error | OSError | JobStoreError) else type(error).__name__
-        return bad(entry.name, f"it could not be looked at: {reason}", UNREADABLE)
-
-
 def _check_file(
     database: Database, steps: list[Step], place: Place | None, clock: Clock, tell: Tell, *, quick: bool
 ) -> list[Finding]:
     path = real(database.path or Path())
-    log = None if quick else _read_log(path)
+    log = _read_log(path) if path.exists() and not quick else None
     with shared(path):  # nobody swaps the file meanwhile; a swap that was interrupted is finished first
         if not is_there(path):
             raise DatabaseNotFound(str(path), f"create it with `{migrate_command(database)}`")

@@ -16,13 +16,14 @@ from jobstore.engines.sqlite import BUSY_DEADLINE, is_there
 from jobstore.engines.sqlite_driver import RolledBack, begin, drive, roll_back, translate
 from jobstore.errors import DatabaseCorrupt, DatabaseNotFound, InvalidArgument, SchemaMismatch
 from jobstore.files import create_private, refusal
-from jobstore.health.checking import check, open_texts, other_kind
+from jobstore.health.checking import check, other_kind
 from jobstore.health.checks.files import exposed
 from jobstore.health.checks.pages import integrity_problems
 from jobstore.health.checks.schema import applied_steps
-from jobstore.health.checks.texts import damaged_texts, orphaned_texts
+from jobstore.health.checks.texts import damaged_texts, is_usable, orphaned_texts
 from jobstore.health.mending import mend_identity, mend_records, mend_rows, mend_schema
 from jobstore.health.report import Repair, Salvaged
+from jobstore.health.running import open_texts
 from jobstore.health.salvage.rebuild import rebuild
 from jobstore.health.subject import SQLiteSubject, looked_into_alone, silent
 from jobstore.health.trash import put_aside, trash_of
@@ -137,7 +138,7 @@ class _Work:
             if not isinstance(texts, FolderOutputs):
                 self.not_mended.append("large texts in object storage were not looked at")
                 return
-            if not texts.check():
+            if not is_usable(texts):
                 return  # perhaps its disk is not mounted: nothing is lost yet
             damaged = list(damaged_texts(subject, texts))
             if damaged:

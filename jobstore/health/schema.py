@@ -224,12 +224,12 @@ def _compare_objects(actual: Schema, wanted: Schema) -> Iterator[Difference]:
 
 def _described(column: Column) -> str:
     words: Sequence[str] = (
-        column.type,
+        column.type or "without a type",
         "NOT NULL" if column.not_null else "",
         "" if column.default is None else f"DEFAULT {column.default}",
         f"(number {column.key} of the primary key)" if column.key else "",
     )
-    return " ".join(filter(None, words)) or "without a type"
+    return " ".join(filter(None, words))
 
 
 def _plain_default(default: str | None) -> str | None:

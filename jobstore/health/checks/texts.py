@@ -45,7 +45,7 @@ def whole(subject: Subject) -> Finding:
     """Check every large text that a row names against its size and hash."""
     if subject.texts is None:
         return good("texts", "not looked at: say with --outputs where large texts lie")
-    if not _is_usable(subject.texts) and _names_any(subject):
+    if not is_usable(subject.texts) and _names_any(subject):
         return bad("texts", "not looked at: their place cannot be used", "see `outputs`")
     damaged = list(damaged_texts(subject, subject.texts))
     if damaged:
@@ -61,7 +61,7 @@ def whole(subject: Subject) -> Finding:
 
 def orphans(subject: Subject) -> Finding:
     """Check for large texts that no row names."""
-    if subject.texts is None or not _is_usable(subject.texts):
+    if subject.texts is None or not is_usable(subject.texts):
         return good("orphans", "there is no place to look at")
     found = [path for paths in orphaned_texts(subject, subject.texts) for path in paths]
     if found:
@@ -122,7 +122,8 @@ def _names_any(subject: Subject) -> bool:
     return subject.read(promotion.count_files) > 0
 
 
-def _is_usable(texts: Outputs) -> bool:
+def is_usable(texts: Outputs) -> bool:
+    """Whether the place is there, and this store's own."""
     try:
         return texts.check()
     except OutputError:

@@ -59,12 +59,13 @@ class Pages:
             self._data.close()
 
     def read(self, number: int) -> bytes:
-        """Return a page; one that is cut off, or not there, is filled with zeros."""
+        """Return a page; of one that is cut off, or not there, nothing but zeros."""
         if self._log_file is not None and number in self._log.pages:
             self._log_file.seek(self._log.pages[number])
             return self._log_file.read(self.size)
         start = (number - 1) * self.size
-        return self._data[start : start + self.size].ljust(self.size, b"\0")
+        found = self._data[start : start + self.size]
+        return found if len(found) == self.size else bytes(self.size)
 
     @property
     def lock_page(self) -> int:

@@ -106,6 +106,8 @@ def _payload(pages: Pages, node: Node, at: int, length: int) -> bytes:
         if not 1 < following <= pages.count:
             raise Unreadable
         page = pages.read(following)
+        if not any(page):  # no text is so: it was wiped, or is not there, and zeros would pass for it
+            raise Unreadable
         content.append(page[4 : min(pages.usable, 4 + missing)])
         missing -= len(content[-1])
         following = struct.unpack_from(">I", page)[0]
