@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from jobstore.engines.sqlite_driver import drive
+from jobstore.errors import StatementFailed
 from jobstore.health.schema import (
     Column,
     Schema,
@@ -24,12 +25,14 @@ from jobstore.health.schema import (
 from jobstore.migrate import Step
 from jobstore.migrate.helpers import rebuild_table
 from jobstore.operations import invariants
-from jobstore.operations.invariants import JSON_RULES, RULES
+from jobstore.operations.invariants import JSON_RULES, RULES, Rule
 from jobstore.operations.jobs import MAX_ROWS
 from jobstore.operations.leasing import rescue
 
 _CONSTRAINTS = {"check", "constraint", "foreign", "primary", "unique"}
 """What a part of a table begins with that is no column."""
+_KEYS = "background_jobs_idempotency"
+"""The index that lets no two jobs have the same key."""
 _FILLERS = {
     "id": "lower(hex(randomblob(16)))",
     "task_type": "'unknown'",
@@ -73,31 +76,32 @@ def mend_schema(connection: sqlite3.Connection, steps: Sequence[Step], now: int)
     for name in sorted(faulty):
         with _tried(connection, f"table {name}", "made anew, with its rows", mended):
             _rebuild(connection, read_schema(connection), wanted, name, now)
-    if freed := _free_duplicate_keys(connection):
-        mended.done.append(f"{freed:,} jobs lost an idempotency key that an older job has")
     for found in compare(read_schema(connection), wanted).differences:
         if (found.kind, found.name) in wanted.objects:
             with _tried(connection, f"{found.kind} {found.name}", f"made anew, as it {found.problem}", mended):
                 connection.execute(f"DROP {found.kind} IF EXISTS {_quoted(found.name)}")
+                if found.name == _KEYS and (freed := _free_duplicate_keys(connection)):
+                    mended.done.append(f"{freed:,} jobs lost an idempotency key that an older job has")
                 connection.execute(wanted.objects[found.kind, found.name][1])
     return mended
 
 
-def mend_rows(connection: sqlite3.Connection, now: int) -> list[str]:
-    """Rescue expired leases, and mend the rows that break a rule; return what was done."""
-    done = []
-    rescued = 0
+def mend_rows(connection: sqlite3.Connection, now: int) -> Mended:
+    """Rescue expired leases, and mend the rows that break a rule."""
+    mended, rescued = Mended([], []), 0
     while count := drive(connection, rescue(now)):
         rescued += count
     if rescued:
-        done.append(f"{rescued:,} leases that had ended: their jobs were rescued")
+        mended.done.append(f"{rescued:,} leases that had ended: their jobs were rescued")
     for rule in (*JSON_RULES, *RULES):
-        broken = drive(connection, invariants.count_broken(now, rule.table, [rule])).get(rule.name, 0)
-        for _ in range(0, broken, MAX_ROWS):
-            drive(connection, invariants.mend(now, rule))
+        try:
+            broken = _mend_by(connection, rule, now)
+        except StatementFailed as error:  # its table could not be mended
+            mended.not_mended.append(f"{rule.name}: {error}")
+            continue
         if broken:
-            done.append(f"{broken:,} {rule.meaning}: {rule.remedy}")
-    return done
+            mended.done.append(f"{broken:,} {rule.meaning}: {rule.remedy}")
+    return mended
 
 
 def mend_identity(connection: sqlite3.Connection, known: str | None) -> list[str]:
@@ -121,6 +125,14 @@ def mend_records(connection: sqlite3.Connection, steps: Sequence[Step], now: int
     records = [(step.name, step.checksum, now) for step in steps]
     connection.executemany("INSERT INTO migrations (name, checksum, applied_at) VALUES (?, ?, ?)", records)
     return ["the records of applied migrations: made again"]
+
+
+def _mend_by(connection: sqlite3.Connection, rule: Rule, now: int) -> int:
+    """Mend the rows that break a rule; return how many."""
+    broken = drive(connection, invariants.count_broken(now, rule.table, [rule])).get(rule.name, 0)
+    for _ in range(0, broken, MAX_ROWS):
+        drive(connection, invariants.mend(now, rule))
+    return broken
 
 
 @contextlib.contextmanager

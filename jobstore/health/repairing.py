@@ -24,6 +24,7 @@ from jobstore.health.checks.texts import damaged_texts, is_usable, orphaned_text
 from jobstore.health.mending import mend_identity, mend_records, mend_rows, mend_schema
 from jobstore.health.report import Repair, Salvaged
 from jobstore.health.running import open_texts
+from jobstore.health.salvage.log import Log
 from jobstore.health.salvage.rebuild import rebuild
 from jobstore.health.subject import SQLiteSubject, looked_into_alone, silent
 from jobstore.health.trash import put_aside, trash_of
@@ -123,7 +124,10 @@ class _Work:
         """Mend the file in place; if that is not possible, save what can be read of it."""
         self._refuse_others()
         problems = self._problems()
-        if problems is not None and all(map(_MENDABLE.search, problems)):
+        # What is left of a damaged log is kept as well, which going on with the file would not do.
+        log = Log.read(Path(f"{self._path}-wal"))
+        is_whole = problems is not None and all(map(_MENDABLE.search, problems))
+        if is_whole and not log.lost_commits and not log.is_cut:
             self.backup = back_up(self._path)
             with contextlib.suppress(DatabaseCorrupt):
                 self._mend_in_place(rebuilds_indexes=bool(problems))
@@ -203,10 +207,10 @@ class _Work:
                 done.append("all indexes: made anew")
             done += mend_records(connection, steps, now)
             done += mend_identity(connection, self._known_identity())
-            done += mend_rows(connection, now)
+            rows = mend_rows(connection, now)
             _require_whole(connection)
-        self.done += done
-        self.not_mended += mended.not_mended
+        self.done += [*done, *rows.done]
+        self.not_mended += [*mended.not_mended, *rows.not_mended]
 
     def _salvage(self) -> None:
         """Save every row that can be read into a new file, and let it take the place of the damaged one."""

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tests.health.support import execute
+from tests.checking.support import execute
 
 if TYPE_CHECKING:
     from tests.cli.conftest import Command

@@ -79,13 +79,13 @@ def rebuild(source: Path, target: Path, steps: Sequence[Step], known: str | None
         not_mended |= {name: why for name, why in failed.items() if name.lower() not in ours}
         mended = mend_schema(connection, steps, now)
         done += [*mended.done, *mend_records(connection, steps, now), *mend_identity(connection, known)]
-        done += mend_rows(connection, now)
+        rows = mend_rows(connection, now)
         connection.execute("COMMIT")
         connection.execute("PRAGMA journal_mode=WAL").fetchall()
-    problems = [*mended.not_mended, *not_mended.values()]
+    problems = [*mended.not_mended, *not_mended.values(), *rows.not_mended]
     if survey.unknown:
         problems.append(f"{len(survey.unknown):,} pages of rows belong to no table that is known: they were left out")
-    return Rebuilt(tables, done, problems)
+    return Rebuilt(tables, [*done, *rows.done], problems)
 
 
 def _applied(survey: Survey, steps: Sequence[Step]) -> Sequence[Step]:

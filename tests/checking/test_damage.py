@@ -14,7 +14,7 @@ import pytest
 from jobstore import JobStore
 from jobstore.aio import in_thread
 from jobstore.health import Repair, check, repair
-from tests.health.support import execute, jobs_on, overwrite, pages_of, rows_of, table, zero
+from tests.checking.support import execute, jobs_on, overwrite, pages_of, rows_of, table, zero
 
 Damage = Callable[[Path], list[int]]
 """Damages a file; returns the pages that it has destroyed."""

@@ -14,7 +14,7 @@ import pytest
 from jobstore import JobStatus, JobStore
 from jobstore.aio import in_thread
 from jobstore.health import Finding, check, repair
-from tests.health.support import execute, rows_of
+from tests.checking.support import execute, rows_of
 
 LARGE = "large " * 20_000
 A_DAY_AGO = 25 * 3600

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from jobstore.health import check, repair
-from tests.health.conftest import FILES, copy_store
-from tests.health.support import execute, pages_of, rows_of, zero
+from tests.checking.conftest import FILES, copy_store
+from tests.checking.support import execute, pages_of, rows_of, zero
 from tests.processes.support import finish, spawn
 
 PROGRAM = """

@@ -14,7 +14,7 @@ from jobstore.health import Finding, check, repair
 from jobstore.health.salvage.log import FRAME_HEADER, HEADER, Log
 from jobstore.health.salvage.pages import Pages
 from jobstore.migrate import Migrator
-from tests.health.support import PAGE, rows_of
+from tests.checking.support import PAGE, rows_of
 
 COMMITS = 20
 FRAME = FRAME_HEADER + PAGE
@@ -70,9 +70,12 @@ def test_a_log_that_is_cut_within_a_page_is_told(logged: Path) -> None:
     assert not found.ok
     assert "was cut" in found.summary
 
+    cut = log_of(logged).read_bytes()
+
     done = repair(logged)
 
     assert done.report.ok
+    assert log_of(done.backup or logged).read_bytes() == cut
     assert 0 < committed(logged) < COMMITS
 
 

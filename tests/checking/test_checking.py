@@ -15,7 +15,7 @@ from jobstore.health.checks import SQLITE_CHECKS
 from jobstore.health.checks.files import has_reset_defect
 from jobstore.migrate import Migrator
 from jobstore.progress import Progress
-from tests.health.support import execute
+from tests.checking.support import execute
 from tests.processes.support import finish, run, spawn
 
 WORKER = """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from uuid import uuid4
 
 import psycopg
 import pytest
@@ -36,9 +37,9 @@ CHANGES = {
 
 
 @pytest.fixture
-def schema(postgres_database: str, request: pytest.FixtureRequest) -> Iterator[str]:
+def schema(postgres_database: str) -> Iterator[str]:
     """The URL of a migrated schema of the test's own."""
-    name = f"s{abs(hash(request.node.name))}"
+    name = f"s_{uuid4().hex}"
     with psycopg.connect(postgres_database, autocommit=True) as connection:
         connection.execute(f"CREATE SCHEMA {name}")
         url = in_schema(postgres_database, name)
@@ -110,7 +111,7 @@ def test_pending_and_changed_steps_are_named(schema: str) -> None:
 def test_who_may_not_create_a_schema_is_told_that_it_was_not_compared(schema: str) -> None:
     with psycopg.connect(schema, autocommit=True) as connection:
         [name] = connection.execute("SELECT quote_ident(current_schema())").fetchone() or ()
-        role = f"reader_{abs(hash(name))}"
+        role = f"reader_{uuid4().hex}"
         connection.execute(f"CREATE ROLE {role} LOGIN")
         connection.execute(f"GRANT USAGE ON SCHEMA {name} TO {role}")
         connection.execute(f"GRANT SELECT ON ALL TABLES IN SCHEMA {name} TO {role}")

@@ -10,7 +10,7 @@ import pytest
 from jobstore.health import Report, check, repair
 from jobstore.migrate import Migrator
 from jobstore.operations.invariants import JSON_RULES, MAX_ROWS, RULES
-from tests.health.support import execute, rows_of
+from tests.checking.support import execute, rows_of
 
 NOW = 1_700_000_000_000
 """In the past, as all times in a store are."""

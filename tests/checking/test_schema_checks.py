@@ -9,7 +9,7 @@ import pytest
 from jobstore import SchemaMismatch
 from jobstore.health import Finding, check, repair
 from jobstore.migrate import Migrator
-from tests.health.support import execute, rows_of, table
+from tests.checking.support import execute, rows_of, table
 
 WITHOUT_CHECK = """
     CREATE TABLE key_value_store_2 (
