@@ -118,7 +118,8 @@ class PostgresDatabase:
 
     def __init__(self, url: str) -> None:
         self.name = without_secrets(url)
-        self._url = url
+        self.url = url
+        """With the password: it goes into no message."""
 
     def load(self) -> list[Step]:
         """Import what it needs, and return the steps of its schema.
@@ -136,19 +137,19 @@ class PostgresDatabase:
         self.load()
         from jobstore.migrate.postgres import PostgresMigrator  # noqa: PLC0415 - needs the extra
 
-        return PostgresMigrator(self._url, self.name, clock=clock)
+        return PostgresMigrator(self.url, self.name, clock=clock)
 
     def server(self) -> Server:
         """Return how to reach it."""
         from jobstore.engines.postgres_server import Server  # noqa: PLC0415 - needs the extra
 
-        return Server(self._url, self.name, system_clock)
+        return Server(self.url, self.name, system_clock)
 
     def engine(self, clock: Clock, pool_size: int, durability: Durability) -> Engine:
         """Return what drives operations on it."""
         from jobstore.engines.postgres import PostgresEngine  # noqa: PLC0415 - needs the extra
 
-        return PostgresEngine(self._url, self.name, clock, pool_size, durability)
+        return PostgresEngine(self.url, self.name, clock, pool_size, durability)
 
 
 def without_secrets(url: str) -> str:

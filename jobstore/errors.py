@@ -114,15 +114,16 @@ class DatabaseInUse(DatabaseError):
         waited: How long it was tried, in seconds.
     """
 
-    def __init__(self, path: str, operation: str | None, processes: tuple[int, ...], waited: float) -> None:
+    def __init__(
+        self, path: str, operation: str | None, processes: tuple[int, ...], waited: float, user: str | None = None
+    ) -> None:
         self.path = path
         self.operation = operation
         self.processes = processes
         self.waited = waited
-        known = ", ".join(map(str, processes))
         if operation is None:
-            who = f"process {known}" if processes else "another program"
-            super().__init__(f"{path} is open in {who}: stop the programs that use it, and try again")
+            known = f"process {', '.join(map(str, processes))}" if processes else "another program"
+            super().__init__(f"{path} is open in {user or known}: stop the programs that use it, and try again")
         else:
             super().__init__(
                 f"nobody can open {path} while it is worked on ({operation}); "

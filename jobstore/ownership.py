@@ -152,6 +152,11 @@ class Owner:
             _forget_plan(self.path, moves)
             raise
 
+    @property
+    def is_swapping(self) -> bool:
+        """Whether a swap was interrupted, and is still to be finished: then what it moves has to stay."""
+        return os.path.lexists(_plan_of(self.path))
+
     def aside(self, kept: Path) -> list[Rename]:
         """Return the renames that put the database, with its log, aside as `kept`; none if there is no database."""
         files = [(Path(f"{self.path}{end}"), Path(f"{kept}{end}")) for end in DATABASE_FILES]

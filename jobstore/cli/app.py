@@ -12,6 +12,7 @@ from jobstore.cli import (
     enqueueing,
     explaining,
     following,
+    keeping,
     listing,
     migrating,
     pausing,
@@ -68,5 +69,8 @@ app.command("pause")(reported(pausing.pause))
 app.command("resume")(reported(pausing.resume))
 app.command("workers")(reported(workers.workers))
 app.command("stats")(reported(listing.stats))
+app.command("backup")(reported(keeping.backup))
+app.command("restore", no_args_is_help=True)(reported(keeping.restore))
+app.command("reset")(reported(keeping.reset))
 app.command("promote", no_args_is_help=True)(reported(promoting.promote))
 app.command("work", no_args_is_help=True)(reported(working.work))

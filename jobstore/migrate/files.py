@@ -16,6 +16,9 @@ from jobstore.files import create_private, sync_folder
 
 T = TypeVar("T")
 
+COPIED_PAGES = 2048
+"""Between two reports on a copy: 8 MiB of the usual pages."""
+
 
 def look(path: Path, read: Callable[[sqlite3.Connection], T]) -> T:
     """Let a function read a database, leaving no trace in it or beside it.
@@ -43,14 +46,29 @@ def back_up(path: Path) -> Path:
     """
     target = _new_backup(path)
     try:
-        _look(path, "mode=ro", lambda source: _copy(source, target))
+        copy_database(path, target)
         sync_folder(target.parent)
-    except BaseException as error:
+    except BaseException:
         target.unlink()
-        if isinstance(error, sqlite3.Error):
-            raise translate(error) from error
         raise
     return target
+
+
+def copy_database(source: Path, target: Path, tell: Callable[[int, int], None] = lambda _done, _total: None) -> None:
+    """Copy what is committed in a database, as of one moment, into an empty file; others may go on writing.
+
+    Args:
+        source: The database.
+        target: Where to; `create_private` makes it.
+        tell: Called with the pages that were copied, and with all there are.
+
+    Raises:
+        DatabaseError: One of them cannot be read, or the other not be written.
+    """
+    try:
+        _look(source, "mode=ro", lambda connection: copy_into(connection, target, tell))
+    except sqlite3.Error as error:
+        raise translate(error) from error
 
 
 def _look(path: Path, options: str, read: Callable[[sqlite3.Connection], T]) -> T:
@@ -59,15 +77,18 @@ def _look(path: Path, options: str, read: Callable[[sqlite3.Connection], T]) -> 
         return read(connection)
 
 
-def _copy(source: sqlite3.Connection, target: Path) -> None:
+def copy_into(source: sqlite3.Connection, target: Path, tell: Callable[[int, int], None]) -> None:
+    """Copy what a connection reads, as of one moment, into an empty file."""
+    source.execute("BEGIN")  # a snapshot for all steps: without it, another's write would start the copy anew
+    source.execute("SELECT 1 FROM sqlite_schema").fetchone()
     with contextlib.closing(sqlite3.connect(target)) as copy:
-        source.backup(copy)  # in one step: between several, another's write would start it anew
+        source.backup(copy, pages=COPIED_PAGES, progress=lambda _, left, total: tell(total - left, total))
 
 
 def _new_backup(path: Path) -> Path:
     """Create an empty file of a name that says when."""
     moment = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
-    name, number = f"{path.name}.backup-{moment}", 0
+    name, number = f"{path.name}.backup-before-migration-{moment}", 0
     while not create_private(target := path.with_name(f"{name}-{number}" if number else name)):
         number += 1
     return target

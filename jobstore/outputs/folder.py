@@ -112,6 +112,40 @@ class FolderOutputs(Outputs):
             raise
         return Text(None, path, file.size, digest.hexdigest(), began)
 
+    def link_in(self, path: str, source: FolderOutputs) -> bool:
+        """Give a text of another folder, which never changes any more, a second name here; it takes no room.
+
+        Returns:
+            Whether it has one now: not where the file systems cannot do it. `sync` makes it durable.
+
+        Raises:
+            DiskFull: There is no room for a name.
+            OutputError: There is no such text.
+        """
+        with _refusals(path):
+            self._make_folders(path)
+            try:
+                with source._parent(path) as (name, folder), self._parent(path) as (own_name, own_folder):
+                    os.link(name, own_name, src_dir_fd=folder, dst_dir_fd=own_folder, follow_symlinks=False)
+            except FileNotFoundError:
+                raise
+            except (OSError, NotImplementedError):
+                return False
+        return True
+
+    def sync(self) -> None:
+        """Make the names of all texts durable.
+
+        Raises:
+            DiskFull: There is no room for them.
+            OutputError: The disk refuses.
+        """
+        if not self.folder.is_dir():
+            return  # nothing was written
+        with _refusals("."):
+            for folder in [self.folder, *self.folder.glob("*/"), *self.folder.glob("*/*/")]:
+                sync_folder(folder)
+
     def size(self, path: str) -> int | None:
         """Return how many bytes a file has; None if it is not there.
 

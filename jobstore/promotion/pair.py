@@ -26,6 +26,8 @@ SHOWN = 10
 """How many names an error's message lists."""
 READERS = 4
 
+Report = Tell
+
 
 class Side(NamedTuple):
     """One of the two stores."""
@@ -62,7 +64,7 @@ class Pair:
         report: Called as it goes on.
     """
 
-    def __init__(self, source: Side, target: Side, report: Tell) -> None:
+    def __init__(self, source: Side, target: Side, report: Report) -> None:
         self.source = source
         self.target = target
         self.columns: dict[str, list[str]] = {}
