@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -83,14 +84,17 @@ def test_it_changes_nothing(copied: Path) -> None:
 
 @pytest.mark.skipif(sys.platform == "win32" or os.getuid() != 0, reason="needs another user, whom permissions stop")
 @pytest.mark.parametrize("logged", [False, True])
-def test_a_copy_that_cannot_be_written_is_checked_too(migrated: Path, tmp_path: Path, *, logged: bool) -> None:
-    Migrator(other := migrated.with_name("other.db")).run()
-    check(migrated)  # which leaves the file that is locked
-    if logged:
-        Path(f"{migrated}-wal").write_bytes(b"\0" * 32)
-    for place in (*tmp_path.parents[:3], tmp_path, *tmp_path.iterdir()):
-        place.chmod(place.stat().st_mode | 0o055 if place.is_dir() else 0o444)
-    code, output, errors = run(AS_NOBODY, migrated, other)
+def test_a_copy_that_cannot_be_written_is_checked_too(*, logged: bool) -> None:
+    with tempfile.TemporaryDirectory(prefix="jobstore-") as folder:  # the test's own may be closed to others any time
+        path, other = Path(folder) / "jobs.db", Path(folder) / "other.db"
+        Migrator(path).run()
+        Migrator(other).run()
+        if logged:
+            Path(f"{path}-wal").write_bytes(b"\0" * 32)
+        for place in Path(folder).iterdir():
+            place.chmod(0o444)
+        Path(folder).chmod(0o555)
+        code, output, errors = run(AS_NOBODY, path, other)
     assert code == 0, errors
     found = {finding.name: finding.ok for finding in Report.model_validate_json(output).findings}
     assert found["integrity"]
