@@ -81,7 +81,7 @@ def mend_schema(connection: sqlite3.Connection, steps: Sequence[Step], now: int)
             with _tried(connection, f"{found.kind} {found.name}", f"made anew, as it {found.problem}", mended):
                 connection.execute(f"DROP {found.kind} IF EXISTS {_quoted(found.name)}")
                 if found.name == _KEYS and (freed := _free_duplicate_keys(connection)):
-                    mended.done.append(f"{freed:,} jobs lost an idempotency key that an older job has")
+                    mended.done.append(f"jobs with the idempotency key of an older one: {freed:,}; they have none")
                 connection.execute(wanted.objects[found.kind, found.name][1])
     return mended
 
@@ -92,7 +92,7 @@ def mend_rows(connection: sqlite3.Connection, now: int) -> Mended:
     while count := drive(connection, rescue(now)):
         rescued += count
     if rescued:
-        mended.done.append(f"{rescued:,} leases that had ended: their jobs were rescued")
+        mended.done.append(f"leases that had ended: {rescued:,}; their jobs were rescued")
     for rule in (*JSON_RULES, *RULES):
         try:
             broken = _mend_by(connection, rule, now)
@@ -100,7 +100,7 @@ def mend_rows(connection: sqlite3.Connection, now: int) -> Mended:
             mended.not_mended.append(f"{rule.name}: {error}")
             continue
         if broken:
-            mended.done.append(f"{broken:,} {rule.meaning}: {rule.remedy}")
+            mended.done.append(f"{rule.meaning}: {broken:,}; {rule.remedy}")
     return mended
 
 

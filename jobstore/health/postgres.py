@@ -114,7 +114,7 @@ def schema(subject: PostgresSubject) -> Finding:
     if problems:
         return bad(
             "schema",
-            f"{len(problems)} parts of the schema are missing or were changed",
+            f"missing or changed, of what the migrations made: {len(problems)}",
             "make them again as the steps in `jobstore/migrations/postgres` do",
             *problems,
             *notes,

@@ -148,12 +148,12 @@ class _Work:
             if damaged:
                 with _transaction(connection):
                     jobs = sum(drive(connection, note_lost(self._clock(), *damage)) for damage in damaged)
-                self.done.append(f"{len(damaged):,} large texts are lost: noted in {jobs:,} jobs")
+                self.done.append(f"large texts that are lost: {len(damaged):,}; jobs in which that was noted: {jobs:,}")
             orphans = [path for paths in orphaned_texts(subject, texts) for path in paths]
             # What is damaged may still be worth something; and what lies outside is none of ours.
             moved = put_aside(texts, [*orphans, *(path for path, _ in damaged if is_inside(path))])
         if moved:
-            self.done.append(f"{moved:,} files put aside into {trash_of(texts)}")
+            self.done.append(f"files that were put aside into {trash_of(texts)}: {moved:,}")
 
     def mend_permissions(self) -> None:
         """Let nobody but the owner use the files."""

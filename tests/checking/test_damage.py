@@ -15,6 +15,7 @@ from jobstore import JobStore
 from jobstore.aio import in_thread
 from jobstore.health import Repair, check, repair
 from tests.checking.support import execute, jobs_on, overwrite, pages_of, rows_of, table, zero
+from tests.processes.support import run
 
 Damage = Callable[[Path], list[int]]
 """Damages a file; returns the pages that it has destroyed."""
@@ -77,15 +78,27 @@ def the_first_page_and_the_map(path: Path) -> list[int]:
     return [1, 2]
 
 
-DAMAGES: list[Damage] = [
+WITHOUT_ROOM = """
+    import resource, sys
+    from jobstore import DatabaseError
+    from jobstore.health import repair
+
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))
+    try:
+        repair(sys.argv[1])
+    except DatabaseError as error:
+        print(type(error).__name__)
+"""
+
+DAMAGES = [
     leaves,
     every_kind_of_page,
     inner_pages_of_the_jobs,
-    an_index,
+    pytest.param(an_index, marks=pytest.mark.full),
     the_index_of_ids,
     the_end,
     the_header,
-    the_first_page,
+    pytest.param(the_first_page, marks=pytest.mark.full),
     the_first_page_and_the_map,
 ]
 
@@ -218,6 +231,16 @@ def test_two_jobs_with_one_key_are_both_kept(copied: Path) -> None:
     assert done.report.ok
     assert rows_of(copied, "SELECT count(*) FROM background_jobs WHERE idempotency_key = 'same'") == [(1,)]
     assert rows_of(copied, "SELECT count(*) FROM background_jobs") == [(5000,)]
+
+
+def test_without_room_the_damaged_file_stays(copied: Path) -> None:
+    the_first_page(copied)
+    before = copied.read_bytes()
+    code, output, errors = run(WITHOUT_ROOM, copied)
+    assert (code, output) == (0, "DiskFailed\n"), errors
+    assert copied.read_bytes() == before
+    assert not Path(f"{copied}.repairing").exists()
+    assert repair(copied).report.ok
 
 
 def test_an_empty_file_or_noise_is_named(tmp_path: Path) -> None:

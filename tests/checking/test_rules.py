@@ -165,7 +165,7 @@ def test_more_rows_than_one_operation_changes_are_mended(path: Path) -> None:
             SELECT 'job-' || i, 't', 'a', 'completed', {NOW}, {NOW}, {NOW}, 'p' FROM n
         """,
     )
-    assert any(f"{2 * MAX_ROWS + 1:,} jobs that ended" in line for line in repair(path).done)
+    assert any(f"`finished_at`: {2 * MAX_ROWS + 1:,};" in line for line in repair(path).done)
     assert rows_of(path, "SELECT count(*) FROM background_jobs WHERE finished_at IS NULL AND id LIKE 'job-%'") == [(0,)]
 
 
@@ -202,4 +202,4 @@ def test_rows_without_their_parents_in_tables_of_users_are_told(path: Path) -> N
         "CREATE TABLE notes (job_id TEXT REFERENCES background_jobs (id)); INSERT INTO notes VALUES ('none')",
     )
     [found] = check(path).failed
-    assert (found.name, found.details) == ("foreign-keys", ("1 rows of notes without their background_jobs",))
+    assert (found.name, found.details) == ("foreign-keys", ("notes without their background_jobs: 1",))

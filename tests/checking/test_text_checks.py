@@ -125,6 +125,18 @@ def test_orphans_of_more_than_a_day_ago_are_put_aside(database: Path, texts: dic
     assert (outputs_of(database) / texts["response"]).exists()
 
 
+def test_a_file_that_an_attempt_owns_is_no_orphan(database: Path, texts: dict[str, str]) -> None:
+    execute(
+        database,
+        "UPDATE background_jobs SET output_file_path = NULL, output_bytes = NULL, output_sha256 = NULL;"
+        f"UPDATE job_attempts SET output_file_path = '{texts['response']}'",
+    )
+    file = outputs_of(database) / texts["response"]
+    os.utime(file, (time.time() - A_DAY_AGO,) * 2)
+    assert repair(database).report.ok
+    assert file.exists()
+
+
 def test_a_folder_that_is_not_there_costs_no_row_its_text(database: Path, texts: dict[str, str]) -> None:
     outputs_of(database).rename(f"{database}.elsewhere")
     assert {"outputs", "texts"} <= failed(database).keys()

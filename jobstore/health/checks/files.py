@@ -53,7 +53,7 @@ def permissions(subject: SQLiteSubject) -> Finding:
     if open_to_others:
         return bad(
             "permissions",
-            f"others than the owner may use {len(open_to_others)} of the files and folders",
+            f"files and folders that others than the owner may use: {len(open_to_others)}",
             "run `jobstore check --repair`, or chmod files to 600 and folders to 700",
             *open_to_others,
         )

@@ -44,7 +44,7 @@ def log(subject: SQLiteSubject) -> Finding:
     if found.lost_commits:
         return bad(
             "log",
-            f"damaged: at least {found.lost_commits:,} commits behind the damage cannot be read",
+            f"damaged: commits behind the damage that cannot be read: at least {found.lost_commits:,}",
             "restore a backup if they are needed; `jobstore check --repair` goes on without them",
         )
     if found.is_cut:
@@ -65,7 +65,9 @@ def integrity(subject: SQLiteSubject) -> Finding:
     except sqlite3.Error as error:
         return bad("integrity", f"the file is so damaged that it cannot be checked: {error}", SALVAGE)
     if problems:
-        return bad("integrity", f"the file is damaged: {len(problems):,} problems", SALVAGE, *some(problems))
+        return bad(
+            "integrity", f"the file is damaged; problems that were found: {len(problems):,}", SALVAGE, *some(problems)
+        )
     return good("integrity", "every page, row and index is whole")
 
 
@@ -84,10 +86,10 @@ def foreign_keys(subject: SQLiteSubject) -> Finding:
     """Check that every row has the row that it refers to."""
     found = Counter((child, parent) for child, _, parent, _ in subject.connection.execute("PRAGMA foreign_key_check"))
     if found:
-        lines = [f"{count:,} rows of {child} without their {parent}" for (child, parent), count in found.items()]
+        lines = [f"{child} without their {parent}: {count:,}" for (child, parent), count in found.items()]
         return bad(
             "foreign-keys",
-            f"{found.total():,} rows refer to rows that do not exist",
+            f"rows that refer to rows which do not exist: {found.total():,}",
             "run `jobstore check --repair`; in tables of your own, mend them yourself",
             *lines,
         )

@@ -58,18 +58,18 @@ def leases(subject: Subject) -> Finding:
     if overdue:
         return bad(
             "leases",
-            f"{overdue:,} leases ended more than a minute ago, and nobody has claimed since",
+            f"leases that ended more than a minute ago, and nobody has claimed since: {overdue:,}",
             f"start a worker, or {REPAIR}",
         )
     holders = subject.read(promoting.holders)
-    return good("leases", f"{sum(holders.values()):,} jobs run, none without a lease")
+    return good("leases", f"jobs that run, each with its lease: {sum(holders.values()):,}")
 
 
 def workers(subject: Subject) -> Finding:
     """Tell which workers live."""
     live = subject.read(live_workers)
     names = [f"{worker.id} on {worker.host}, process {worker.pid}" for worker in live]
-    return good("workers", f"{len(live)} live", *names)
+    return good("workers", f"workers that live: {len(live)}", *names)
 
 
 def _by_rules(subject: Subject, name: str, tables: tuple[str, ...], rules: Sequence[Rule]) -> Finding:
@@ -80,11 +80,11 @@ def _by_rules(subject: Subject, name: str, tables: tuple[str, ...], rules: Seque
         broken = subject.read(invariants.count_broken, table, own)
         problems += [_described(subject, rule, broken[rule.name]) for rule in own if rule.name in broken]
     if problems:
-        return bad(name, f"{len(problems)} rules are broken", REPAIR, *problems)
+        return bad(name, f"rules that rows break: {len(problems)}", REPAIR, *problems)
     checked = sum(rule.table in tables for rule in rules)
-    return good(name, f"all rows keep all of {checked} rules")
+    return good(name, f"rules that all rows keep: {checked}")
 
 
 def _described(subject: Subject, rule: Rule, count: int) -> str:
     keys = ", ".join(subject.read(invariants.keys_broken, rule))
-    return f"{rule.name}: {count:,} {rule.meaning} ({keys}{', …' if count > invariants.SHOWN else ''})"
+    return f"{rule.name}: {rule.meaning}: {count:,} ({keys}{', …' if count > invariants.SHOWN else ''})"

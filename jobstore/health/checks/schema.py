@@ -30,8 +30,8 @@ def compare_steps(steps: list[Step], records: list[AppliedMigration], command: s
         return bad("migrations", str(error), "install the version of jobstore that this database was migrated with")
     pending = [step.name for step in pending_steps(steps, records)]
     if pending:
-        return bad("migrations", f"{len(pending)} steps are pending", f"run `{command}`", *pending)
-    return good("migrations", f"{len(records)} steps were applied, none was changed since")
+        return bad("migrations", f"steps that are pending: {len(pending)}", f"run `{command}`", *pending)
+    return good("migrations", f"steps that were applied, none of them changed since: {len(records)}")
 
 
 def schema(subject: SQLiteSubject) -> Finding:
@@ -42,7 +42,7 @@ def schema(subject: SQLiteSubject) -> Finding:
     if found.differences:
         return bad(
             "schema",
-            f"{len(found.differences)} parts of the schema are missing or were changed",
+            f"missing or changed, of what the migrations made: {len(found.differences)}",
             REPAIR,
             *map(str, found.differences),
             *notes,

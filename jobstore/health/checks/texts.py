@@ -52,11 +52,11 @@ def whole(subject: Subject) -> Finding:
         lines = [f"{damage.path}: {damage.problem}" for damage in damaged]
         return bad(
             "texts",
-            f"{len(damaged):,} large texts are missing or damaged",
+            f"large texts that are missing or damaged: {len(damaged):,}",
             "restore them from a backup; else `jobstore check --repair` notes their loss in the rows",
             *some(lines, 20),
         )
-    return good("texts", f"{subject.read(promotion.count_files):,} large texts, each whole")
+    return good("texts", f"large texts, each of them whole: {subject.read(promotion.count_files):,}")
 
 
 def orphans(subject: Subject) -> Finding:
@@ -67,7 +67,7 @@ def orphans(subject: Subject) -> Finding:
     if found:
         return bad(
             "orphans",
-            f"{len(found):,} large texts of more than a day ago are named by no row",
+            f"large texts of more than a day ago that no row names: {len(found):,}",
             "run `jobstore check --repair`, which moves them into a trash folder, or call `store.sweep()`",
             *some(found),
         )

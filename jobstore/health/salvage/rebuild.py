@@ -84,7 +84,9 @@ def rebuild(source: Path, target: Path, steps: Sequence[Step], known: str | None
         connection.execute("PRAGMA journal_mode=WAL").fetchall()
     problems = [*mended.not_mended, *not_mended.values(), *rows.not_mended]
     if survey.unknown:
-        problems.append(f"{len(survey.unknown):,} pages of rows belong to no table that is known: they were left out")
+        problems.append(
+            f"pages of rows that belong to no table that is known, and were left out: {len(survey.unknown):,}"
+        )
     return Rebuilt(tables, [*done, *rows.done], problems)
 
 
