@@ -232,10 +232,10 @@ def _row(cell: Cell, shape: Shape) -> tuple[Value, ...]:
 
 def _insert(connection: sqlite3.Connection, shape: Shape, rows: Sequence[tuple[Value, ...]]) -> int:
     """Insert rows; return how many the table cannot hold, such as a text where a number must be."""
-    refused = 0
+    refused, statements = 0, {count: _insert_sql(shape, count) for count in {len(row) for row in rows}}
     for row in rows:
         try:
-            connection.execute(_insert_sql(shape, len(row)), row)  # one that is there already is left out
+            connection.execute(statements[len(row)], row)  # one that is there already is left out
         except sqlite3.IntegrityError:
             refused += 1
     return refused

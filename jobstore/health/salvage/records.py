@@ -134,12 +134,13 @@ def _read_record(data: bytes, encoding: str) -> list[Value]:
     while at < header:
         kind, at = _varint(data, at)
         kinds.append(kind)
-    if at != header or header + sum(map(_length_of, kinds)) != len(data):
+    lengths = [_length_of(kind) for kind in kinds]
+    if at != header or header + sum(lengths) != len(data):
         raise Unreadable
     values: list[Value] = []
-    for kind in kinds:
-        values.append(_read_value(kind, data[at : at + _length_of(kind)], encoding))
-        at += _length_of(kind)
+    for kind, length in zip(kinds, lengths, strict=True):
+        values.append(_read_value(kind, data[at : at + length], encoding))
+        at += length
     return values
 
 
