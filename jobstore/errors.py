@@ -13,6 +13,7 @@ The hierarchy::
     │   ├── DatabaseCorrupt        not a database, or a damaged one
     │   ├── DiskFailed             reading or writing failed; nothing of the batch was acknowledged
     │   │   └── DiskFull               … because there is no room
+    │   │       └── DiskLow                … for new work: what is under way can still be finished
     │   ├── ReadOnlyDatabase       no permission to write
     │   ├── PoolTimeout            no reading connection became free in time
     │   ├── ConnectionLost         the outcome of a write is unknown
@@ -27,6 +28,7 @@ The hierarchy::
     ├── LeaseLost              the attempt has ended; nothing was changed
     ├── PromotionError         a store cannot be copied into another, or is not yet wholly copied
     └── OutputError            a file of a large text is missing, damaged or out of bounds
+        ├── OutputTooLarge         it would pass `max_output_bytes`
         └── OutputRestarted        what was being followed was replaced: by a new attempt, or another answer
 
 Messages say what is wrong and what to do. None carries the text of a prompt or a response.
@@ -141,6 +143,25 @@ class DiskFailed(DatabaseError):
 
 class DiskFull(DiskFailed):
     """There is no room left on the disk; nothing of this call was written."""
+
+
+class DiskLow(DiskFull):
+    """Less room is left on a disk than `min_free_bytes`: nothing new is begun, what is under way can be finished.
+
+    Attributes:
+        folder: Where the room is short.
+        free: Bytes that are free there.
+        least: Bytes that are to stay free.
+    """
+
+    def __init__(self, folder: str, free: int, least: int) -> None:
+        self.folder = folder
+        self.free = free
+        self.least = least
+        super().__init__(
+            f"{free:,} bytes are free at {folder}, fewer than the {least:,} that are kept for what is under way: "
+            "nothing new is begun until there is more; free some space, or open the store with a smaller min_free_bytes"
+        )
 
 
 class ReadOnlyDatabase(DatabaseError):
@@ -290,6 +311,23 @@ class OutputError(JobStoreError):
     def __init__(self, message: str, path: str | None = None) -> None:
         self.path = path
         super().__init__(message)
+
+
+class OutputTooLarge(OutputError):
+    """An answer is larger than a store accepts. What was streamed before the piece that passed the limit is kept.
+
+    Attributes:
+        path: The path of what was streamed, relative to the outputs folder; None if it came as a whole.
+        limit: Bytes that an answer may have.
+    """
+
+    def __init__(self, limit: int, path: str | None = None) -> None:
+        self.limit = limit
+        super().__init__(
+            f"an answer may have {limit:,} bytes, and this one has more: "
+            "fail the job, or open the store with a larger max_output_bytes",
+            path,
+        )
 
 
 class OutputRestarted(OutputError):

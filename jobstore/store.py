@@ -6,6 +6,7 @@ import asyncio
 import os
 import warnings
 from collections.abc import Generator, Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, ParamSpec, Self, TypeVar
 from weakref import WeakKeyDictionary
@@ -13,11 +14,12 @@ from weakref import WeakKeyDictionary
 from jobstore.aio import finish, in_thread
 from jobstore.clock import Clock, system_clock
 from jobstore.databases import Database, find_database, require_schema
+from jobstore.disk import DiskGuard
 from jobstore.engines.base import StoreStats
 from jobstore.errors import InvalidArgument, StoreClosed
 from jobstore.migrate import Step
 from jobstore.operations import jobs, promotion
-from jobstore.outputs import place_of
+from jobstore.outputs import MAX_OUTPUT_BYTES, place_of
 from jobstore.repositories.arguments import check_range
 from jobstore.repositories.backend import Backend
 from jobstore.repositories.jobs import JobRepository
@@ -33,6 +35,7 @@ P = ParamSpec("P")
 
 MAX_POOL_SIZE = 1000
 """Each is a thread and some file handles."""
+MAX_BYTES = 2**50
 MAX_INLINE_LIMIT = 100_000_000
 """Bytes. SQLite takes no row above a thousand million, and rewrites each row whole."""
 
@@ -50,6 +53,10 @@ class JobStore:
             which credentials and endpoint come from the environment. On PostgreSQL there is no default.
         pool_size: How many connections read at the same time.
         inline_limit: Bytes up to which a text stays in its row; larger ones go to files.
+        max_output_bytes: Bytes that one answer may have. What passes it is refused, and what was streamed is kept.
+        min_free_bytes: Bytes of its disks that are kept for what is under way: with fewer, `enqueue`, `claim` and
+            `record` are refused, and reports on what runs are not. 0 keeps none. None is 64 MiB, or 2 % of a smaller
+            disk. Looked at once a second at most; on PostgreSQL, and in object storage, only what lies on this host.
         durability: "full": what an awaited call has written survives a power cut. "normal": it survives any
             end of the process, but a power cut may take the last commits.
         clock: The present time in milliseconds since the Unix epoch; replaced by tests.
@@ -70,6 +77,8 @@ class JobStore:
         outputs: str | os.PathLike[str] | None = None,
         pool_size: int = 4,
         inline_limit: int = jobs.INLINE_LIMIT,
+        max_output_bytes: int = MAX_OUTPUT_BYTES,
+        min_free_bytes: int | None = None,
         durability: Literal["full", "normal"] = "full",
         clock: Clock = system_clock,
     ) -> None:
@@ -82,11 +91,17 @@ class JobStore:
             raise InvalidArgument("durability", 'must be "full" or "normal"')
         check_range("pool_size", pool_size, 1, MAX_POOL_SIZE, InvalidArgument)
         check_range("inline_limit", inline_limit, 0, MAX_INLINE_LIMIT, InvalidArgument)
+        check_range("max_output_bytes", max_output_bytes, 1, MAX_BYTES, InvalidArgument)
+        if min_free_bytes is not None:
+            check_range("min_free_bytes", min_free_bytes, 0, MAX_BYTES, InvalidArgument)
         self._migrate = migrate
         place = outputs or self._database.outputs
         self._outputs = None if place is None else place_of(place)
         self._pool_size = pool_size
         self._inline_limit = inline_limit
+        self._max_output_bytes = max_output_bytes
+        folders = [self.path and self.path.parent, self._outputs if isinstance(self._outputs, Path) else None]
+        self._disk = DiskGuard([folder for folder in folders if folder is not None], min_free_bytes)
         self._durability: Literal["full", "normal"] = durability
         self._clock = clock
         self._open: _Open | None = None
@@ -131,7 +146,7 @@ class JobStore:
             if self._migrate:
                 await in_thread(lambda: self._database.migrator(self._clock).run())
             engine = self._database.engine(self._clock, self._pool_size, self._durability)
-            backend = Backend(engine, self._outputs, self._inline_limit)
+            backend = Backend(engine, self._outputs, self._inline_limit, self._max_output_bytes, self._disk)
             await backend.open(lambda now: _check(now, self._database, steps))
             self._open = _Open(backend, steps)
             return self

@@ -85,6 +85,7 @@ class Worker:
         self._running: dict[tuple[str, int], RunningAttempt] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._failure: BaseException | None = None
+        self._unwell: type[DatabaseError] | None = None  # why it could not claim the last time
         self._stopping = self._at_once = self._was_signalled = False
         self._nudge = anyio.Event()
 
@@ -275,14 +276,20 @@ class Worker:
     async def _claim(self, limit: int) -> list[Claim] | None:
         """Claim, or, when the database is unwell for the moment, wait a little and return None."""
         try:
-            return await self._ask(limit)
+            claims = await self._ask(limit)
         except DatabaseError as error:
             if not is_passing(error):
                 raise
-            logger.warning("worker %s cannot claim, trying again: %s", self.id, error)
+            if type(error) is not self._unwell:  # said once for each kind of trouble
+                self._unwell = type(error)
+                logger.warning("worker %s cannot claim, trying again: %s", self.id, error)
             with anyio.move_on_after(RETRY_SECONDS):
                 await self._nudge.wait()
             return None
+        if self._unwell is not None:
+            self._unwell = None
+            logger.info("worker %s can claim again", self.id)
+        return claims
 
     async def _ask(self, limit: int) -> list[Claim]:
         return await self.store.jobs.claim(self.id, limit=limit, lease=self.lease, task_types=self.task_types)

@@ -21,6 +21,7 @@ from jobstore.engines.group_commit import GroupCommit
 from jobstore.engines.postgres_driver import TransactionFailed, translate
 from jobstore.engines.postgres_listener import Listener
 from jobstore.engines.postgres_pipeline import Bound, Connection
+from jobstore.engines.postgres_schema import SchemaGuard
 from jobstore.engines.postgres_server import Server
 from jobstore.engines.postgres_writer import BATCH_LOCK_TIMEOUT, RowLocked, Writer
 from jobstore.engines.signal import Signal
@@ -92,6 +93,7 @@ class PostgresEngine:
             self._server, str(uuid7()), self.changes.notify, self._heard_of_work, lambda: self.read(_next_transaction)
         )
         self._patience = PATIENCE
+        self._guard = SchemaGuard()
         self._writer = self._new_writer(BATCH_LOCK_TIMEOUT)
         self._queue = GroupCommit(self._commit, self._committed, PATIENCE, lambda request: request.guarded)
         self._readers: psycopg_pool.AsyncConnectionPool[Connection] | None = None
@@ -118,7 +120,7 @@ class PostgresEngine:
             connection, _ = await self._server.connect()
             try:  # its own `async with` would not close it for a cancelled caller
                 await self._find_channel(connection)
-                await driver.read(connection, check(self.clock()))
+                await self._guard.open(connection, check, self.clock())
             finally:
                 await connection.close()
             await self._writer.forget_gone()
@@ -280,7 +282,9 @@ class PostgresEngine:
         )
 
     def _new_writer(self, lock_timeout: float) -> Writer:
-        return Writer(self._server, self.clock, self._durability, lock_timeout, self._patience, self._notice)
+        return Writer(
+            self._server, self.clock, self._durability, lock_timeout, self._patience, self._notice, self._guard
+        )
 
     def _notice(self, wakes: bool) -> Bound:  # noqa: FBT001 - called by the writer
         return self._listener.notice(self._channel, wakes=wakes)

@@ -106,7 +106,11 @@ async def pipeline(connection: Connection) -> AsyncIterator[None]:
 
 
 async def drive_in_turns(
-    connection: Connection, requests: Sequence[Request], now: int, prelude: Sequence[Bound]
+    connection: Connection,
+    requests: Sequence[Request],
+    now: int,
+    prelude: Sequence[Bound],
+    begun: Callable[[Sequence[Result]], None],
 ) -> bool:
     """Drive operations through a pipeline, the first statement of each in one round trip, then the second of each.
 
@@ -117,6 +121,7 @@ async def drive_in_turns(
         requests: Guarded ones.
         now: The present time in milliseconds.
         prelude: Begins the transaction.
+        begun: Told what the prelude has read; raises if the transaction cannot go on.
 
     Returns:
         Whether any row was changed.
@@ -136,6 +141,8 @@ async def drive_in_turns(
             raise TransactionFailed(error) from None
         except (InvalidArgument, StatementFailed, ValueError, OverflowError) as error:
             raise MustBeAlone from error  # alone, it is told what it did wrong
+        if first:
+            begun(results[: len(first)])
         answers = iter(results[len(first) :])
         for drive, statements in zip(running, sent, strict=True):
             drive.results = list(itertools.islice(answers, len(statements)))

@@ -15,6 +15,7 @@ from psycopg.rows import RowFactory, dict_row
 from jobstore.clock import Clock
 from jobstore.engines.postgres_driver import configure, translate
 from jobstore.engines.postgres_pipeline import Connection
+from jobstore.engines.postgres_schema import TAKE_SHARE
 from jobstore.errors import ConnectionLost, DatabaseError, DatabaseNotFound, InvalidArgument, SchemaMismatch
 
 R = TypeVar("R")
@@ -197,14 +198,14 @@ class Server:
 def settings(*, durability: str, lock_timeout: float, lock: int) -> str:
     """Return the statement that sets what holds for the present transaction alone: so it serves behind a pooler.
 
-    It takes the advisory lock `lock` as well.
+    It takes the advisory lock `lock` as well, and tries for a share of the schema's.
     """
     commit = "on" if durability == "full" else "off"
     return (
         f"SELECT set_config('lock_timeout', '{round(lock_timeout * 1000)}', true), "
         f"set_config('statement_timeout', '{round(STATEMENT_TIMEOUT * 1000)}', true), "
         f"set_config('idle_in_transaction_session_timeout', '{round(IDLE_TIMEOUT * 1000)}', true), "
-        f"set_config('synchronous_commit', '{commit}', true), pg_advisory_xact_lock({lock})"
+        f"set_config('synchronous_commit', '{commit}', true), pg_advisory_xact_lock({lock}), {TAKE_SHARE}"
     )
 
 

@@ -16,7 +16,8 @@ from jobstore.clock import Clock
 from jobstore.engines import postgres_driver as driver
 from jobstore.engines.base import Request
 from jobstore.engines.postgres_driver import MustBeAlone, TransactionFailed, roll_back, translate
-from jobstore.engines.postgres_pipeline import Bound, Connection, Query, bind, run_together, to_query
+from jobstore.engines.postgres_pipeline import Bound, Connection, Query, Result, bind, run_together, to_query
+from jobstore.engines.postgres_schema import COUNT_STEPS, SchemaGuard, SchemaInMotion, SchemaMoved
 from jobstore.engines.postgres_server import Facts, Server, settings
 from jobstore.errors import ConnectionLost, DatabaseBusy, DatabaseCorrupt, DiskFailed, ReadOnlyDatabase
 
@@ -63,6 +64,7 @@ class Writer:
         patience: Seconds for which a caller waits for a lost server, and a transaction that lost against others is
             tried again.
         notice: The statement that tells other processes of a commit, by whether it may have made work.
+        guard: Knows the schema that the operations were written for.
     """
 
     def __init__(
@@ -73,15 +75,17 @@ class Writer:
         lock_timeout: float,
         patience: float,
         notice: Callable[[bool], Bound],
+        guard: SchemaGuard,
     ) -> None:
         self.facts = Facts(pooled=False, offset=0)
         self._server = server
         self._clock = clock
         self._lock = random.getrandbits(63)
         self._settings = settings(durability=durability, lock_timeout=lock_timeout, lock=self._lock)
-        self._prelude = [_BEGIN, bind(to_query(self._settings), {})]
+        self._prelude = [_BEGIN, bind(to_query(self._settings), {}), COUNT_STEPS]
         self._patience = patience
         self._notice = notice
+        self._guard = guard
         self._connection: Connection | None = None
         self._id = str(uuid7())
         self._batch = 0
@@ -127,7 +131,7 @@ class Writer:
 
         async def drive(connection: Connection) -> bool:
             now = self._clock()
-            return await driver.drive_in_turns(connection, requests, now, self._prelude)
+            return await driver.drive_in_turns(connection, requests, now, self._prelude, self._look)
 
         try:
             return await self._commit(drive, until, wakes=any(request.wakes for request in requests))
@@ -138,6 +142,10 @@ class Writer:
         except MustBeAlone:
             pass
         return await self._commit_one_by_one(requests)
+
+    def _look(self, begun: Sequence[Result]) -> None:
+        _, share, count = begun
+        self._guard.look(share.rows[0], count.rows[0])
 
     async def _commit_one_by_one(self, requests: Sequence[Request]) -> bool:
         changed = False
@@ -170,7 +178,9 @@ class Writer:
             try:
                 async with driver.pipeline(connection):
                     await connection.execute(begin)
-                    await connection.execute(self._settings)
+                    share = await connection.execute(self._settings)
+                    count = await connection.execute(COUNT_STEPS.query.text)
+                self._guard.look(*await share.fetchall(), *await count.fetchall())
             except psycopg.Error as error:  # such as a lock that the lost connection's session still holds
                 raise TransactionFailed(error) from None
             request.value, changed = await driver.drive_alone(connection, request.make_operation(now, *request.args))
@@ -200,21 +210,37 @@ class Writer:
         Raises:
             TransactionFailed: It was undone.
             ConnectionLost: The server could not be reached again.
+            DatabaseBusy: Somebody is at the schema `until` then.
+            MigrationRequired: The schema was changed since the store was opened.
+            SchemaMismatch: It was changed by a newer version.
         """
-        for _ in range(MAX_LOST):
+        lost, began = 0, time.monotonic()
+        while lost < MAX_LOST:
             connection = await self._connected(until)
             self._batch += 1
             try:
                 changed = await drive(connection)
+            except SchemaInMotion:
+                await roll_back(connection)
+                if time.monotonic() >= until:
+                    raise DatabaseBusy(time.monotonic() - began) from None
+                await asyncio.sleep(LOOK_SECONDS)
+                continue
+            except SchemaMoved as moved:
+                await roll_back(connection)
+                await self._guard.accept(connection, moved, self._clock())
+                continue
             except BaseException as error:
                 await roll_back(connection)
                 if isinstance(error, asyncio.CancelledError):
                     raise
                 if connection.closed or await self._was_in_its_own_way(connection, error):
+                    lost += 1
                     continue  # nothing of it was committed
                 raise
             if await self._end(connection, changed=changed, wakes=wakes):
                 return changed
+            lost += 1
         raise ConnectionLost(f"the connection to {self._server.name} was lost {MAX_LOST} times: nothing was written")
 
     async def _end(self, connection: Connection, *, changed: bool, wakes: bool) -> bool:

@@ -87,6 +87,7 @@ class SQLiteEngine:
             ReadOnlyDatabase: It cannot be written.
         """
         self._loop = asyncio.get_running_loop()
+        self._transactions.check = check
         while not await in_thread(self._share.take):  # noqa: ASYNC110 - another process's lock has no event
             await asyncio.sleep(ownership.RETRY_SECONDS)
         try:

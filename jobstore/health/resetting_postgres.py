@@ -8,9 +8,10 @@ from psycopg.rows import tuple_row
 from jobstore.clock import system_clock
 from jobstore.databases import PostgresDatabase
 from jobstore.engines.postgres_driver import translate
+from jobstore.engines.postgres_schema import SCHEMA_LOCK
 from jobstore.engines.postgres_server import Server
 from jobstore.errors import DatabaseBusy, DatabaseInUse, SchemaMismatch
-from jobstore.migrate.postgres import BUSY_DEADLINE, LOCK
+from jobstore.migrate.postgres import BUSY_DEADLINE
 from jobstore.operations.promotion import TABLES
 from jobstore.promotion.pair import some
 
@@ -46,7 +47,7 @@ def empty(database: PostgresDatabase) -> None:
 
 def _empty(connection: Connection, name: str) -> None:
     connection.execute("SELECT set_config('lock_timeout', %s, true)", (f"{BUSY_DEADLINE}s",))
-    connection.execute("SELECT pg_advisory_xact_lock(%s, hashtext(current_schema()))", (LOCK,))
+    connection.execute("SELECT pg_advisory_xact_lock(%s, hashtext(current_schema()))", (SCHEMA_LOCK,))
     connection.execute(f"LOCK TABLE {', '.join(_EMPTIED)} IN ACCESS EXCLUSIVE MODE")  # nobody registers or claims now
     holders = [str(holder) for (holder,) in connection.execute(_HOLDERS).fetchall()]
     if holders:

@@ -14,13 +14,12 @@ from psycopg.rows import tuple_row
 
 from jobstore.clock import Clock, from_milliseconds, system_clock
 from jobstore.engines.postgres_driver import statements, translate
+from jobstore.engines.postgres_schema import SCHEMA_LOCK
 from jobstore.engines.postgres_server import Server
 from jobstore.errors import DatabaseBusy, InvalidArgument, SchemaMismatch
 from jobstore.migrate.steps import POSTGRES_STEPS, Result, Status, Step, check_applied, load_steps, pending_steps
 from jobstore.models import AppliedMigration
 
-LOCK = 0x6A6F6273  # "jobs"
-"""The advisory lock that one migrator of a schema holds at a time, beside a number made of the schema's name."""
 BUSY_DEADLINE = 60.0
 """Seconds: another migrator may be at a long step, another program at what a step changes; all others wait behind."""
 
@@ -113,7 +112,7 @@ class PostgresMigrator:
         """Wait for other migrators, and ask again: one may have been here meanwhile."""
         connection.execute("SELECT set_config('lock_timeout', %s, true)", (f"{BUSY_DEADLINE}s",))
         try:
-            connection.execute("SELECT pg_advisory_xact_lock(%s, hashtext(current_schema()))", (LOCK,))
+            connection.execute("SELECT pg_advisory_xact_lock(%s, hashtext(current_schema()))", (SCHEMA_LOCK,))
         except psycopg.errors.LockNotAvailable:
             raise DatabaseBusy(BUSY_DEADLINE) from None
         applied = _read_applied(connection)

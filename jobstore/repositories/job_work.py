@@ -74,6 +74,7 @@ class JobWork:
 
         Raises:
             InvalidJob: An argument cannot be accepted; it names the argument.
+            DiskLow: Less room is left than `min_free_bytes`: nothing new is begun.
 
         Example:
             >>> [claim] = await store.jobs.claim("worker-1")
@@ -84,6 +85,7 @@ class JobWork:
         tasks, apis = names("task_types", task_types), names("api_types", api_types)
         if tasks == [] or apis == []:
             return []
+        await self._backend.disk.require_room()
         claims: list[Claim] = []
         try:
             while True:
@@ -190,6 +192,7 @@ class JobWork:
         Raises:
             LeaseLost: The attempt has ended.
             DiskFull: There is no room.
+            OutputTooLarge: A piece was refused: with it, there would be more than `max_output_bytes`.
             OutputError: The attempt has an output already, or the file cannot be written.
 
         Example:
@@ -219,7 +222,7 @@ class JobWork:
                 undo(None)
             raise
         key = (claim.job_id, claim.attempt)
-        writer = self._writers[key] = OutputWriter(file)
+        writer = self._writers[key] = OutputWriter(file, self._backend.max_output_bytes)
         try:
             yield writer
         finally:
@@ -261,6 +264,7 @@ class JobWork:
 
         Raises:
             InvalidJob: The response cannot be stored, or the metadata is not JSON.
+            OutputTooLarge: The response has more than `max_output_bytes`. Nothing was changed: fail the job.
             LeaseLost: The attempt has ended in another way. Nothing was changed.
             DiskFull: There is no room. Nothing was changed: try again. If it was a streamed answer that found none,
                 what was streamed is not whole: give the answer, or fail the job.

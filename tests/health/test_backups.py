@@ -24,8 +24,10 @@ from jobstore import (
     SchemaMismatch,
 )
 from jobstore.aio import in_thread
-from jobstore.health import archives, backup, backups, restore
+from jobstore.health import archives, backup, copies, restore
+from jobstore.outputs import Outputs
 from jobstore.ownership import exclusive
+from jobstore.promotion import Report
 
 from .conftest import FILLED, LANE, LARGE, contents
 
@@ -240,15 +242,16 @@ def test_nothing_is_copied_beside_a_restore(filled: Path, monkeypatch: pytest.Mo
 
 def test_a_text_that_is_pruned_while_it_is_copied_is_not_missed(filled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The row was read, the text is gone, and so is the row by now: the copy is made anew, without it."""
-    copy_texts, rounds = backups.copies.copy_texts, []
+    copy_texts = copies.copy_texts
+    rounds: list[int] = []
 
-    def prune_first(*arguments: object) -> list[str]:
+    def prune_first(path: Path, source: Outputs, target: Outputs, report: Report) -> list[str]:
         rounds.append(1)
         if len(rounds) == 1:
             asyncio.run(_prune(filled))
-        return copy_texts(*arguments)  # type: ignore[arg-type]
+        return copy_texts(path, source, target, report)
 
-    monkeypatch.setattr(backups.copies, "copy_texts", prune_first)
+    monkeypatch.setattr(copies, "copy_texts", prune_first)
     made = backup(filled)
     assert (len(rounds), made.texts, made.damaged) == (2, 2, [])
     assert asyncio.run(contents(made.path)) == FILLED[1:]
@@ -261,16 +264,16 @@ async def _prune(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("jobs", "copies"), [(150, 3), pytest.param(5_000, 20, marks=[pytest.mark.full, pytest.mark.timeout(1200)])]
+    ("jobs", "rounds"), [(150, 3), pytest.param(5_000, 20, marks=[pytest.mark.full, pytest.mark.timeout(1200)])]
 )
 async def test_beside_workers_pruning_and_sweeping_every_copy_is_whole(
-    migrated: Path, tmp_path: Path, jobs: int, copies: int
+    migrated: Path, tmp_path: Path, jobs: int, rounds: int
 ) -> None:
     """No error on either side, and each copy holds all that was acknowledged before it began, unless it was pruned."""
     async with JobStore(migrated, inline_limit=1_000) as store:
         acknowledged: dict[str, str] = {}
         work = asyncio.create_task(_work(store, jobs, acknowledged))
-        for _ in range(copies):
+        for _ in range(rounds):
             before = dict(acknowledged)
             made = await in_thread(backup, migrated, tmp_path / "copies", compress=False)
             assert made.damaged == []

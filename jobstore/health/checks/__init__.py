@@ -35,6 +35,7 @@ SHARED_CHECKS: Sequence[Check] = (
 FILE_CHECKS: Sequence[Check] = (
     Check("library", files.library, quick=True),
     Check("permissions", files.permissions, quick=True),
+    Check("filesystem", files.filesystem, quick=True),
     Check("disk", files.disk, quick=True),
     Check("log", pages.log),
     Check("integrity", pages.integrity),

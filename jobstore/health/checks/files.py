@@ -9,13 +9,12 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
+from jobstore.disk import LEAST_FREE_BYTES, LEAST_FREE_SHARE
 from jobstore.engines.sqlite import MINIMUM_SQLITE
+from jobstore.health.filesystems import filesystem_of
 from jobstore.health.report import Finding, bad, good
 from jobstore.health.subject import SQLiteSubject
 from jobstore.outputs import FolderOutputs
-
-LEAST_ROOM = 64 * 2**20
-"""Bytes. The log alone grows to 16 MiB and more before it is moved into the database."""
 
 _DEFECT_BEGINS, _DEFECT_ENDS = (3, 7, 0), (3, 51, 3)
 _MENDED = {(3, 44): 6, (3, 50): 7}
@@ -82,16 +81,30 @@ def _places(path: Path, texts: object) -> Iterator[Path]:
         yield from (texts.folder / kind for kind in ("prompts", "responses"))
 
 
+def filesystem(subject: SQLiteSubject) -> Finding:
+    """Check that the database lies on a disk whose locks hold."""
+    found = filesystem_of(subject.path)
+    if found is None:
+        return good("filesystem", "it cannot be told which it is")
+    if found.is_network:
+        return bad(
+            "filesystem",
+            f"{found.mounted_at} is {found.kind}, shared with other hosts: SQLite's locks do not hold there",
+            "move the database to a local disk, or the store to PostgreSQL with `jobstore promote`",
+        )
+    return good("filesystem", f"{found.kind}, mounted at {found.mounted_at}")
+
+
 def disk(subject: SQLiteSubject) -> Finding:
     """Check how much room there is."""
     places = [subject.path.parent]
     if isinstance(subject.texts, FolderOutputs) and subject.texts.folder.is_dir():
         places.append(subject.texts.folder)
-    free = min(shutil.disk_usage(place).free for place in places)
-    size = subject.path.stat().st_size
+    disks = [shutil.disk_usage(place) for place in places]
+    free, size = min(disk.free for disk in disks), subject.path.stat().st_size
     room = f"{free / 1e9:.1f} GB are free, the database has {size / 1e9:.3f} GB"
-    if free < LEAST_ROOM:
-        return bad("disk", f"soon nothing can be written: {room}", "free some space, or move the store")
+    if any(disk.free < min(LEAST_FREE_BYTES, int(disk.total * LEAST_FREE_SHARE)) for disk in disks):
+        return bad("disk", f"nothing new is begun: {room}", "free some space, or move the store")
     if free < size:
         return good("disk", room, "too little for a backup on the same disk")
     return good("disk", room)
