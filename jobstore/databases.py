@@ -19,6 +19,7 @@ from jobstore.errors import InvalidArgument, MigrationRequired
 from jobstore.migrate import (
     POSTGRES_STEPS,
     SQLITE_STEPS,
+    Adoption,
     Migrator,
     Result,
     Status,
@@ -28,6 +29,7 @@ from jobstore.migrate import (
     pending_steps,
 )
 from jobstore.operations import migrations
+from jobstore.outputs import Place
 from jobstore.sql import Operation
 
 if TYPE_CHECKING:
@@ -55,6 +57,12 @@ class AnyMigrator(Protocol):
     def run(self, announce: Callable[[Step], None] = ..., backed_up: Callable[[Path], None] = ...) -> Result:
         """Apply what is pending."""
 
+    def rehearse(self) -> Adoption | None:
+        """Return what adopting a database of the old system would find and do."""
+
+    def adoption(self) -> Adoption | None:
+        """Return the report of the adoption that made the store."""
+
 
 class Database(Protocol):
     """A database that a store can be opened on."""
@@ -78,8 +86,8 @@ class Database(Protocol):
             InvalidArgument: An extra is not installed.
         """
 
-    def migrator(self, clock: Clock = system_clock) -> AnyMigrator:
-        """Return what brings its schema up to date."""
+    def migrator(self, clock: Clock = system_clock, place: Place | None = None) -> AnyMigrator:
+        """Return what brings its schema up to date; the place is where large texts lie."""
 
     def engine(self, clock: Clock, pool_size: int, durability: Durability) -> Engine:
         """Return what drives operations on it."""
@@ -97,9 +105,9 @@ class SQLiteDatabase:
         """Return the steps of its schema."""
         return load_steps(SQLITE_STEPS)
 
-    def migrator(self, clock: Clock = system_clock) -> AnyMigrator:
-        """Return what brings its schema up to date."""
-        return Migrator(self.path, clock=clock)
+    def migrator(self, clock: Clock = system_clock, place: Place | None = None) -> AnyMigrator:
+        """Return what brings its schema up to date; the place is where large texts lie, by default in `outputs`."""
+        return Migrator(self.path, clock=clock, place=place)
 
     def engine(self, clock: Clock, pool_size: int, durability: Durability) -> Engine:
         """Return what drives operations on it."""
@@ -132,8 +140,8 @@ class PostgresDatabase:
         import_module("jobstore.engines.postgres")
         return load_steps(POSTGRES_STEPS)
 
-    def migrator(self, clock: Clock = system_clock) -> AnyMigrator:
-        """Return what brings its schema up to date."""
+    def migrator(self, clock: Clock = system_clock, place: Place | None = None) -> AnyMigrator:  # noqa: ARG002
+        """Return what brings its schema up to date. It writes no texts, wherever they lie."""
         self.load()
         from jobstore.migrate.postgres import PostgresMigrator  # noqa: PLC0415 - needs the extra
 

@@ -46,8 +46,8 @@ class JobStore:
     Args:
         url: The path of the database file, `sqlite:///abs/path.db` or `postgresql://user@host/database`; None reads
             `JOBSTORE_URL`.
-        migrate: Bring the schema up to date when opening. Meant for scripts and tests: in production,
-            migrations are run by hand.
+        migrate: Bring the schema up to date when opening, or adopt a database of the old system. Meant for scripts
+            and tests: in production, migrations are run by hand.
         outputs: Where large texts lie: a folder, by default `<database file>.outputs`, or a URL:
             `file:///shared/folder`, and with the extra `objects` `s3://bucket/prefix`, `gs://…` or `az://…`, for
             which credentials and endpoint come from the environment. On PostgreSQL there is no default.
@@ -144,7 +144,7 @@ class JobStore:
                 return self
             steps = await in_thread(self._database.load)
             if self._migrate:
-                await in_thread(lambda: self._database.migrator(self._clock).run())
+                await in_thread(lambda: self._database.migrator(self._clock, self._outputs).run())
             engine = self._database.engine(self._clock, self._pool_size, self._durability)
             backend = Backend(engine, self._outputs, self._inline_limit, self._max_output_bytes, self._disk)
             await backend.open(lambda now: _check(now, self._database, steps))

@@ -18,7 +18,7 @@ from jobstore.health.running import open_texts, run_checks
 from jobstore.health.salvage.log import Log
 from jobstore.health.schema import read_schema, wanted_schema
 from jobstore.health.subject import SQLiteSubject, has_log, looked_into, silent
-from jobstore.migrate import Step
+from jobstore.migrate import Step, recognise
 from jobstore.operations.migrations import store_id
 from jobstore.outputs import Place, place_of
 from jobstore.ownership import exclusive, real, shared
@@ -72,11 +72,12 @@ def _check_file(
     database: Database, steps: list[Step], place: Place | None, clock: Clock, tell: Tell, *, quick: bool
 ) -> list[Finding]:
     path = real(database.path or Path())
+    command = migrate_command(database)
     log = _read_log(path) if path.exists() and not quick else None
     with shared(path):  # nobody swaps the file meanwhile; a swap that was interrupted is finished first
         if not is_there(path):
-            raise DatabaseNotFound(str(path), f"create it with `{migrate_command(database)}`")
-        look = _Look(path, steps, place, clock, tell, log, quick=quick)
+            raise DatabaseNotFound(str(path), f"create it with `{command}`")
+        look = _Look(path, command, steps, place, clock, tell, log, quick=quick)
         return look.findings()
 
 
@@ -85,6 +86,7 @@ class _Look:
 
     Args:
         path: The file, links resolved.
+        command: What migrates it.
         steps: Of this version's schema.
         place: Where its large texts lie.
         clock: The present time in milliseconds.
@@ -96,6 +98,7 @@ class _Look:
     def __init__(
         self,
         path: Path,
+        command: str,
         steps: list[Step],
         place: Place | None,
         clock: Clock,
@@ -105,6 +108,7 @@ class _Look:
         quick: bool,
     ) -> None:
         self._path = path
+        self._command = command
         self._steps = steps
         self._place = place
         self._clock = clock
@@ -129,7 +133,7 @@ class _Look:
             return act(connection)
 
     def _all(self, connection: sqlite3.Connection) -> list[Finding]:
-        if (other := other_kind(connection, self._steps)) is not None:
+        if (other := other_kind(connection, self._steps, self._command)) is not None:
             return [other]
         subject = SQLiteSubject(self._path, connection, self._steps, self._clock, self._tell, self._log)
         subject.texts = open_texts(self._place, _identity(subject), self._clock)
@@ -139,12 +143,21 @@ class _Look:
         return run_checks(subject, chosen, self._tell)
 
 
-def other_kind(connection: sqlite3.Connection, steps: list[Step]) -> Finding | None:
-    """Return what is said of a file that is whole, but no store; None if it is one, or damaged."""
+def other_kind(connection: sqlite3.Connection, steps: list[Step], command: str) -> Finding | None:
+    """Return what is said of a file that is whole, but no store; None if it is one, or damaged.
+
+    Args:
+        connection: Reads it.
+        steps: Of this version's schema.
+        command: What migrates the file.
+    """
     try:
-        tables = read_schema(connection).tables
+        tables, old = read_schema(connection).tables, recognise(connection)
     except sqlite3.Error:
         return None
+    if old is not None:
+        what = "this is a database of the old system, which was not adopted yet"
+        return bad("kind", what, f"run `{command}`: it makes a backup, and turns the file into a store")
     if tables and not tables.keys() & wanted_schema(steps).tables.keys():
         return bad("kind", "this is a database, but none of jobstore", "check the path")
     return None

@@ -77,12 +77,12 @@ def repair(
     database = find_database(url)
     if isinstance(database, PostgresDatabase):
         raise InvalidArgument("repair", "is for SQLite files: PostgreSQL repairs itself; restore a pg_dump otherwise")
-    steps, path = database.load(), real(database.path or Path())
+    command, steps, path = migrate_command(database), database.load(), real(database.path or Path())
     if not is_there(path):
-        raise DatabaseNotFound(str(path), f"create it with `{migrate_command(database)}`")
+        raise DatabaseNotFound(str(path), f"create it with `{command}`")
     place = place_of(outputs or database.outputs or "")
     with exclusive(path, "repair") as owner:
-        work = _Work(owner, steps, place, clock, tell)
+        work = _Work(owner, command, steps, place, clock, tell)
         work.mend_file()
         work.mend_texts()
         work.mend_permissions()
@@ -102,18 +102,20 @@ class _Work:
 
     Args:
         owner: Of the file.
+        command: What migrates it.
         steps: Of this version's schema.
         place: Where large texts lie.
         clock: The present time in milliseconds.
         tell: Called as it goes on.
     """
 
-    def __init__(self, owner: Owner, steps: list[Step], place: Place, clock: Clock, tell: Tell) -> None:
+    def __init__(self, owner: Owner, command: str, steps: list[Step], place: Place, clock: Clock, tell: Tell) -> None:
         self.backup: Path | None = None
         self.done: list[str] = []
         self.not_mended: list[str] = []
         self.tables: list[Salvaged] = []
         self._owner = owner
+        self._command = command
         self._path = owner.path
         self._steps = steps
         self._place = place
@@ -176,7 +178,7 @@ class _Work:
             SchemaMismatch: It is such a file.
         """
         with looked_into_alone(self._path) as connection:
-            found = other_kind(connection, self._steps)
+            found = other_kind(connection, self._steps, self._command)
             if found is not None:
                 raise SchemaMismatch(f"{found.summary}: {found.remedy}")
             with contextlib.suppress(sqlite3.Error, DatabaseCorrupt):

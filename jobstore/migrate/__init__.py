@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from jobstore.migrate.adoption import Adoption, recognise
 from jobstore.migrate.sqlite import RECORDS, Migrator
 from jobstore.migrate.steps import (
     POSTGRES_STEPS,
@@ -19,6 +20,7 @@ __all__ = [
     "POSTGRES_STEPS",
     "RECORDS",
     "SQLITE_STEPS",
+    "Adoption",
     "Migrator",
     "Result",
     "Status",
@@ -26,5 +28,6 @@ __all__ = [
     "check_applied",
     "load_steps",
     "pending_steps",
+    "recognise",
     "split_statements",
 ]

@@ -33,7 +33,7 @@ def look(path: Path, read: Callable[[sqlite3.Connection], T]) -> T:
         with contextlib.suppress(sqlite3.Error):
             return _look(path, "mode=ro&immutable=1", read)
     try:
-        return _look(path, "mode=ro", read)
+        return _look_ordinarily(path, read)
     except sqlite3.Error as error:
         raise translate(error) from error
 
@@ -71,13 +71,25 @@ def copy_database(source: Path, target: Path, tell: Callable[[int, int], None] =
         raise translate(error) from error
 
 
+def _look_ordinarily(path: Path, read: Callable[[sqlite3.Connection], T]) -> T:
+    try:
+        return _look(path, "mode=ro", read)
+    except sqlite3.Error as error:
+        # Someone was killed while writing. Nobody can read before that is undone, as any opening of it does.
+        if getattr(error, "sqlite_errorname", None) != "SQLITE_READONLY_ROLLBACK":
+            raise
+    return _look(path, "mode=rw", read)
+
+
 def _look(path: Path, options: str, read: Callable[[sqlite3.Connection], T]) -> T:
     uri = f"file:{quote(os.fsencode(path))}?{options}"
     with contextlib.closing(sqlite3.connect(uri, uri=True, isolation_level=None)) as connection:
         return read(connection)
 
 
-def copy_into(source: sqlite3.Connection, target: Path, tell: Callable[[int, int], None]) -> None:
+def copy_into(
+    source: sqlite3.Connection, target: Path, tell: Callable[[int, int], None] = lambda _done, _total: None
+) -> None:
     """Copy what a connection reads, as of one moment, into an empty file."""
     source.execute("BEGIN")  # a snapshot for all steps: without it, another's write would start the copy anew
     source.execute("SELECT 1 FROM sqlite_schema").fetchone()

@@ -63,7 +63,7 @@ def rebuild_table(
     connection.execute(create.replace("{table}", new, 1).replace("{table}", old))
     _copy_rows(connection, table, f"{table}_rebuilt", values or {})
     connection.execute(f"DROP TABLE {old}")
-    _rename(connection, new, old)
+    rename_table(connection, f"{table}_rebuilt", table)
     for (sql,) in dependants:
         connection.execute(sql)
 
@@ -76,11 +76,14 @@ def _copy_rows(connection: sqlite3.Connection, old: str, new: str, values: Mappi
     connection.execute(f"INSERT INTO {_quoted(new)} ({names}) SELECT {expressions} FROM {_quoted(old)}")
 
 
-def _rename(connection: sqlite3.Connection, new: str, old: str) -> None:
-    """Rename without a look at views and other tables' triggers: they name a table that is gone just now."""
+def rename_table(connection: sqlite3.Connection, table: str, name: str) -> None:
+    """Rename a table, and change nothing in views, in other tables' triggers and in their foreign keys.
+
+    They go on to mean whichever table has the name that they say, also while there is none. Foreign keys must be off.
+    """
     connection.execute("PRAGMA legacy_alter_table=ON")
     try:
-        connection.execute(f"ALTER TABLE {new} RENAME TO {old}")
+        connection.execute(f"ALTER TABLE {_quoted(table)} RENAME TO {_quoted(name)}")
     finally:
         connection.execute("PRAGMA legacy_alter_table=OFF")
 

@@ -17,6 +17,7 @@ from jobstore.engines.postgres_driver import statements, translate
 from jobstore.engines.postgres_schema import SCHEMA_LOCK
 from jobstore.engines.postgres_server import Server
 from jobstore.errors import DatabaseBusy, InvalidArgument, SchemaMismatch
+from jobstore.migrate.adoption import REPORT_KEY, Adoption, read_report
 from jobstore.migrate.steps import POSTGRES_STEPS, Result, Status, Step, check_applied, load_steps, pending_steps
 from jobstore.models import AppliedMigration
 
@@ -97,6 +98,19 @@ class PostgresMigrator:
                         self._apply(connection, step)
                         applied.append(step.name)
         return Result(applied, None)
+
+    def rehearse(self) -> None:
+        """Return None: the old system had files alone. Adopt one, and promote it."""
+
+    def adoption(self) -> Adoption | None:
+        """Return the report of the adoption that made the store that was promoted to this one, if it was made so.
+
+        Raises:
+            DatabaseError: The server cannot be reached, or there is no store.
+        """
+        with self._connected() as connection:
+            rows = connection.execute("SELECT value FROM key_value_store WHERE key = %s", (REPORT_KEY,)).fetchall()
+        return read_report(str(rows[0][0])) if rows else None
 
     @contextlib.contextmanager
     def _connected(self) -> Iterator[Connection]:

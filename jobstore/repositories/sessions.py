@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import builtins
-import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,9 +19,8 @@ from jobstore.sql import Value
 
 
 def hash_project(project_directory: str | Path) -> str:
-    """Return what a project is kept by: the SHA-256 of its directory's path without a slash at its end."""
-    path = path_text("project_directory", project_directory)
-    return hashlib.sha256((path.rstrip("/") or path).encode()).hexdigest()
+    """Return what a project is kept by, after checking its directory's path."""
+    return sessions.hash_project(path_text("project_directory", project_directory))
 
 
 class _Settings(BaseModel):

@@ -154,3 +154,26 @@ def test_another_programs_database_is_told_and_not_touched(tmp_path: Path) -> No
     with pytest.raises(SchemaMismatch, match="none of jobstore"):
         repair(path)
     assert path.read_bytes() == before
+
+
+def test_a_database_of_the_old_system_is_told_and_not_touched(tmp_path: Path) -> None:
+    path = tmp_path / "old.db"
+    execute(
+        path,
+        """
+        CREATE TABLE sessions (id TEXT PRIMARY KEY, name TEXT, project_directory TEXT, created_at INTEGER);
+        CREATE TABLE background_jobs (
+            id TEXT PRIMARY KEY, session_id TEXT, prompt TEXT, status TEXT, created_at INTEGER
+        );
+        INSERT INTO background_jobs VALUES ('job_1', 's', 'p', 'queued', 1700000000);
+        """,
+    )
+    before = path.read_bytes()
+    [found] = check(path).findings
+    assert (found.name, found.ok) == ("kind", False)
+    assert f"python -m jobstore.migrate --db {path}" in (found.remedy or "")
+    with pytest.raises(SchemaMismatch, match="old system"):
+        repair(path)
+    assert path.read_bytes() == before
+    Migrator(path).run()
+    assert check(path).ok
