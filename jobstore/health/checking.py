@@ -17,7 +17,7 @@ from jobstore.health.report import Finding, Report, bad
 from jobstore.health.running import open_texts, run_checks
 from jobstore.health.salvage.log import Log
 from jobstore.health.schema import read_schema, wanted_schema
-from jobstore.health.subject import SQLiteSubject, has_log, looked_into, silent
+from jobstore.health.subject import DAMAGE, SQLiteSubject, has_log, looked_into, silent
 from jobstore.migrate import Step, recognise
 from jobstore.operations.migrations import store_id
 from jobstore.outputs import Place, place_of
@@ -153,7 +153,7 @@ def other_kind(connection: sqlite3.Connection, steps: list[Step], command: str) 
     """
     try:
         tables, old = read_schema(connection).tables, recognise(connection)
-    except sqlite3.Error:
+    except DAMAGE:
         return None
     if old is not None:
         what = "this is a database of the old system, which was not adopted yet"
@@ -178,7 +178,7 @@ def _is_readable(connection: sqlite3.Connection) -> bool:
     """Whether at least the schema can be read."""
     try:
         connection.execute("SELECT 1 FROM sqlite_schema").fetchall()
-    except sqlite3.Error:
+    except DAMAGE:
         return False
     return True
 
@@ -187,7 +187,7 @@ def _can_read_log(connection: sqlite3.Connection) -> bool:
     """Whether the log can be read, for which its index may have to be made beside it."""
     try:
         connection.execute("SELECT 1 FROM sqlite_schema").fetchone()
-    except sqlite3.Error as error:
+    except DAMAGE as error:
         return getattr(error, "sqlite_errorname", "") not in {
             "SQLITE_CANTOPEN",
             "SQLITE_READONLY_CANTINIT",

@@ -26,7 +26,7 @@ from jobstore.health.report import Repair, Salvaged
 from jobstore.health.running import open_texts
 from jobstore.health.salvage.log import Log
 from jobstore.health.salvage.rebuild import rebuild
-from jobstore.health.subject import SQLiteSubject, looked_into_alone, silent
+from jobstore.health.subject import DAMAGE, SQLiteSubject, looked_into_alone, silent
 from jobstore.health.trash import put_aside, trash_of
 from jobstore.migrate import Step, check_applied
 from jobstore.migrate.files import back_up
@@ -181,7 +181,7 @@ class _Work:
             found = other_kind(connection, self._steps, self._command)
             if found is not None:
                 raise SchemaMismatch(f"{found.summary}: {found.remedy}")
-            with contextlib.suppress(sqlite3.Error, DatabaseCorrupt):
+            with contextlib.suppress(*DAMAGE, DatabaseCorrupt):
                 subject = SQLiteSubject(self._path, connection, self._steps, self._clock, self._tell)
                 check_applied(self._steps, subject.read(applied))
 
@@ -190,7 +190,7 @@ class _Work:
         try:
             with looked_into_alone(self._path) as connection:
                 return integrity_problems(connection)
-        except sqlite3.Error:
+        except DAMAGE:
             return None
 
     def _mend_in_place(self, *, rebuilds_indexes: bool) -> None:
@@ -255,6 +255,8 @@ def _opened(path: Path) -> Iterator[sqlite3.Connection]:
         raise reason.error from reason.__cause__
     except sqlite3.Error as error:
         raise translate(error) from error
+    except UnicodeDecodeError:
+        raise DatabaseCorrupt("the database is damaged (names that are no text): restore a backup") from None
     finally:
         connection.close()
 

@@ -20,6 +20,8 @@ from jobstore.sql import MakeOperation
 
 T = TypeVar("T")
 
+DAMAGE = (sqlite3.Error, UnicodeDecodeError)
+"""What sqlite3 raises of a damaged file; the latter where its own message quotes bytes of it that are no text."""
 BUSY_MILLISECONDS = 5_000
 """Readers wait only while a log is recovered or the last other connection closes."""
 

@@ -120,11 +120,11 @@ def _create(connection: sqlite3.Connection, entries: Iterable[Entry]) -> dict[st
     """Make parts of the schema as they were; return those that cannot be, and why."""
     failed = {}
     for entry in entries:
-        if entry.sql is None or entry.name.startswith("sqlite_"):
+        if entry.sql is None or entry.name.startswith("sqlite_") or not entry.sql.startswith("CREATE "):
             continue
         try:
             connection.execute(entry.sql)
-        except sqlite3.Error as error:
+        except (sqlite3.Error, sqlite3.Warning, ValueError) as error:  # the last two if it is no longer one statement
             if "already exists" not in str(error):  # the parts of a virtual table come with it
                 failed[entry.name] = f"{entry.kind} {entry.name}: it could not be made anew ({error})"
     return failed
