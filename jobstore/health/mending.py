@@ -23,7 +23,7 @@ from jobstore.health.schema import (
     wanted_schema,
 )
 from jobstore.migrate import Step
-from jobstore.migrate.helpers import rebuild_table
+from jobstore.migrate.helpers import quoted, rebuild_table
 from jobstore.operations import invariants
 from jobstore.operations.invariants import JSON_RULES, RULES, Rule
 from jobstore.operations.jobs import MAX_ROWS
@@ -79,7 +79,7 @@ def mend_schema(connection: sqlite3.Connection, steps: Sequence[Step], now: int)
     for found in compare(read_schema(connection), wanted).differences:
         if (found.kind, found.name) in wanted.objects:
             with _tried(connection, f"{found.kind} {found.name}", f"made anew, as it {found.problem}", mended):
-                connection.execute(f"DROP {found.kind} IF EXISTS {_quoted(found.name)}")
+                connection.execute(f"DROP {found.kind} IF EXISTS {quoted(found.name)}")
                 if found.name == _KEYS and (freed := _free_duplicate_keys(connection)):
                     mended.done.append(f"jobs with the idempotency key of an older one: {freed:,}; they have none")
                 connection.execute(wanted.objects[found.kind, found.name][1])
@@ -158,7 +158,7 @@ def _rebuild(connection: sqlite3.Connection, actual: Schema, wanted: Schema, nam
     """Make a table as it should be, with its rows and what users added to it."""
     for (kind, part), (table, _) in wanted.objects.items():
         if table.lower() == name and kind in {"index", "trigger"}:  # made again afterwards
-            connection.execute(f"DROP {kind} IF EXISTS {_quoted(part)}")
+            connection.execute(f"DROP {kind} IF EXISTS {quoted(part)}")
     old, new = actual.tables[name], wanted.tables[name]
     rebuild_table(connection, old.name, _merged(old, new), _values(old, new, now))
 
@@ -183,12 +183,12 @@ def _values(old: Table, new: Table, now: int) -> dict[str, str]:
             if needs_value and column.default is None:
                 values[column.name] = _filler(column, now)
             continue
-        copied = _quoted(column.name)
+        copied = quoted(column.name)
         if found.type != column.type:
             copied = f"CAST({copied} AS {column.type})"
         if needs_value and not found.not_null:
             copied = f"coalesce({copied}, {column.default or _filler(column, now)})"
-        if copied != _quoted(column.name):
+        if copied != quoted(column.name):
             values[column.name] = copied
     return values
 
@@ -206,7 +206,3 @@ def _free_duplicate_keys(connection: sqlite3.Connection) -> int:
         "UPDATE background_jobs SET idempotency_key = NULL WHERE idempotency_key IS NOT NULL AND rowid NOT IN ("
         " SELECT min(rowid) FROM background_jobs WHERE idempotency_key IS NOT NULL GROUP BY idempotency_key)"
     ).rowcount
-
-
-def _quoted(name: str) -> str:
-    return '"' + name.replace('"', '""') + '"'

@@ -16,6 +16,7 @@ from jobstore.health.salvage.records import Cell, Node, read_cells
 from jobstore.health.salvage.survey import Entry, Survey
 from jobstore.health.schema import wanted_schema
 from jobstore.migrate import Step
+from jobstore.migrate.helpers import quoted
 from jobstore.progress import Progress, Tell
 from jobstore.sql import Value
 
@@ -200,7 +201,7 @@ def _is_value(value: Value, kind: str, not_null: bool) -> bool:  # noqa: FBT001 
 def _save(connection: sqlite3.Connection, survey: Survey, shape: Shape, tell: Tell) -> Salvaged:
     """Copy the rows of a table; of those that are lost, count what is known of them."""
     if shape.is_filled:
-        connection.execute(f"DELETE FROM {_quoted(shape.name)}")
+        connection.execute(f"DELETE FROM {quoted(shape.name)}")
     before, damaged = connection.total_changes, 0
     rows: list[tuple[Value, ...]] = []
     nodes = list(survey.numbers(shape.name))
@@ -243,15 +244,15 @@ def _insert(connection: sqlite3.Connection, shape: Shape, rows: Sequence[tuple[V
 
 def _insert_sql(shape: Shape, count: int) -> str:
     names = shape.columns if not shape.has_rowids or shape.rowid_alias is not None else ["_rowid_", *shape.columns]
-    listed = ", ".join(map(_quoted, names[:count]))
-    return f"INSERT OR IGNORE INTO {_quoted(shape.name)} ({listed}) VALUES ({', '.join('?' * count)})"
+    listed = ", ".join(map(quoted, names[:count]))
+    return f"INSERT OR IGNORE INTO {quoted(shape.name)} ({listed}) VALUES ({', '.join('?' * count)})"
 
 
 def _missing(connection: sqlite3.Connection, survey: Survey, shape: Shape) -> dict[int, str]:
     """Return the rows that an index still knows but that were not saved: rowids, and keys if the index has them."""
     if not shape.has_rowids:
         return {}
-    saved = {rowid for (rowid,) in connection.execute(f"SELECT _rowid_ FROM {_quoted(shape.name)}")}
+    saved = {rowid for (rowid,) in connection.execute(f"SELECT _rowid_ FROM {quoted(shape.name)}")}
     missing: dict[int, str] = {}
     for entry in survey.schema:
         if entry.kind != "index" or entry.table.lower() != shape.name.lower():
@@ -261,7 +262,3 @@ def _missing(connection: sqlite3.Connection, survey: Survey, shape: Shape) -> di
                 is_key = entry.name.startswith("sqlite_autoindex")
                 missing[rowid] = str(values[0]) if is_key else missing.get(rowid, "")
     return missing
-
-
-def _quoted(name: str) -> str:
-    return '"' + name.replace('"', '""') + '"'
