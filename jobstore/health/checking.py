@@ -193,11 +193,18 @@ def _can_read_log(connection: sqlite3.Connection) -> bool:
             "SQLITE_READONLY_CANTINIT",
             "SQLITE_READONLY_RECOVERY",
             "SQLITE_READONLY_DIRECTORY",
+            "SQLITE_READONLY_ROLLBACK",
         }
     return True
 
 
 def _log_left_out(path: Path) -> Finding:
+    if Path(f"{path}-journal").exists():
+        return bad(
+            "journal",
+            "a program was killed while it wrote, and what it had begun was not undone yet",
+            "run `jobstore check --repair`, or open the store: both undo it first",
+        )
     return bad(
         "log-reading",
         "the log beside the file cannot be read in a folder that cannot be written: what it holds was left out",

@@ -142,6 +142,8 @@ def _tried(connection: sqlite3.Connection, what: str, how: str, mended: Mended) 
     try:
         yield
     except sqlite3.Error as error:
+        if not connection.in_transaction:  # such as when the disk is full
+            raise
         connection.execute("ROLLBACK TO mending")
         mended.not_mended.append(f"{what}: {error}")
     else:

@@ -124,6 +124,7 @@ class _Work:
 
     def mend_file(self) -> None:
         """Mend the file in place; if that is not possible, save what can be read of it."""
+        _undo_unfinished(self._path)
         self._refuse_others()
         problems = self._problems()
         # What is left of a damaged log is kept as well, which going on with the file would not do.
@@ -134,6 +135,7 @@ class _Work:
             with contextlib.suppress(DatabaseCorrupt):
                 self._mend_in_place(rebuilds_indexes=bool(problems))
                 return
+            self.done.append(f"backup before it was found that the file is damaged: {self.backup}")
         self._salvage()
 
     def mend_texts(self) -> None:
@@ -225,9 +227,11 @@ class _Work:
                 _require_whole(connection)
             kept = _free_name(self._path)
             self._owner.swap([*self._owner.aside(kept), (target, self._path)])
-        except (OSError, sqlite3.Error) as error:
+        except BaseException as error:
             _remove(target)
-            raise refusal(target, error) if isinstance(error, OSError) else translate(error) from error
+            if (meaning := _meaning(target, error)) is None:
+                raise
+            raise meaning from error
         self.backup = kept
         self.tables += saved.tables
         self.done += ["the file was damaged: what could be read of it was saved into a new one", *saved.done]
@@ -269,6 +273,22 @@ def _transaction(connection: sqlite3.Connection) -> Iterator[None]:
         connection.execute("COMMIT")
     finally:
         roll_back(connection)
+
+
+def _undo_unfinished(path: Path) -> None:
+    """Undo what a program had begun that was killed, if a journal of it is left, as every opening does."""
+    if Path(f"{path}-journal").exists():
+        with contextlib.suppress(*DAMAGE), contextlib.closing(sqlite3.connect(path)) as connection:
+            connection.execute("SELECT 1 FROM sqlite_schema").fetchall()
+
+
+def _meaning(path: Path, error: BaseException) -> BaseException | None:
+    """Return the error of this package for one that ended the making of a file; None if it is one already."""
+    if isinstance(error, OSError):
+        return refusal(path, error)
+    if isinstance(error, RolledBack):
+        return error.error
+    return translate(error) if isinstance(error, sqlite3.Error) else None
 
 
 def _require_whole(connection: sqlite3.Connection) -> None:

@@ -146,3 +146,23 @@ def test_no_log_or_an_empty_one_is_fine(logged: Path) -> None:
     assert log_finding(logged).ok
     log_of(logged).unlink()
     assert log_finding(logged).ok
+
+
+def test_what_a_killed_program_began_in_a_journal_is_told_and_undone(tmp_path: Path) -> None:
+    source, path = tmp_path / "source.db", tmp_path / "jobs.db"
+    Migrator(source).run()
+    with closing(sqlite3.connect(source, isolation_level=None)) as connection:
+        connection.execute("PRAGMA journal_mode=DELETE").fetchall()
+        connection.execute("PRAGMA cache_size=1")  # so that it writes before it commits
+        connection.execute("INSERT INTO key_value_store VALUES ('kept', 1700000000000, '1')")
+        connection.execute("BEGIN")
+        for number in range(200):
+            connection.execute(
+                "INSERT INTO key_value_store VALUES (?, 1700000000000, ?)", (str(number), f'"{"x" * 5000}"')
+            )
+        shutil.copy(source, path)
+        shutil.copy(f"{source}-journal", f"{path}-journal")
+    path.chmod(0o600)
+    assert [found.name for found in check(path).failed if found.name == "journal"] == ["journal"]
+    assert repair(path).report.ok
+    assert rows_of(path, "SELECT key FROM key_value_store") == [("kept",)]

@@ -84,3 +84,15 @@ def test_below_a_lost_root_rows_are_found_by_the_map_alone(tmp_path: Path, vacuu
         found = len(list(survey.rows("plain")))
         assert found == (500 if vacuum else 0)
         assert bool(survey.unknown) is not bool(vacuum)  # without a map they are known by their shape alone
+
+
+@pytest.mark.parametrize("at", [0, 16, 17, 20, 21, 56, 59])
+@pytest.mark.parametrize("page_size", [1024, 4096])
+def test_a_header_of_which_one_byte_is_wrong_is_seen_through(tmp_path: Path, page_size: int, at: int) -> None:
+    path = tmp_path / "header.db"
+    written(path, [(n, "text" * (n % 30), -n) for n in range(2_000)], page_size)
+    with path.open("r+b") as file:
+        file.seek(at)
+        file.write(b"\xff")
+    with Pages(path) as pages:
+        assert len(list(Survey(pages).rows("plain"))) == 2_000

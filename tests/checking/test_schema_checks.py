@@ -168,6 +168,7 @@ def test_a_database_of_the_old_system_is_told_and_not_touched(tmp_path: Path) ->
         INSERT INTO background_jobs VALUES ('job_1', 's', 'p', 'queued', 1700000000);
         """,
     )
+    path.chmod(0o600)
     before = path.read_bytes()
     [found] = check(path).findings
     assert (found.name, found.ok) == ("kind", False)

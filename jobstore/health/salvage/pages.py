@@ -11,6 +11,12 @@ from typing import Self
 from jobstore.health.salvage.log import Log
 
 MAGIC = b"SQLite format 3\x00"
+MOST_RESERVED = 32
+"""Bytes at the end of a page that extensions keep for themselves, at most: 480 of 512 are always used."""
+FEW = 100
+"""Pages of a file too small to tell by its pages alone how large they are."""
+SAMPLE = 20_000
+"""Pages that are looked at to find out how large they are."""
 LOCK_BYTE = 0x40000000
 """The page with this byte is never used."""
 
@@ -37,7 +43,7 @@ class Pages:
             self._data: mmap.mmap | bytes = b"" if empty else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         self.size = self._find_size()
         header = self.read(1)[:100]
-        is_whole = header.startswith(MAGIC)
+        is_whole = _is_header(header)
         self.usable = self.size - (header[20] if is_whole else 0)
         """Bytes of a page that hold content."""
         self.encoding = _ENCODINGS.get(struct.unpack(">I", header[56:60])[0], "utf-8") if is_whole else "utf-8"
@@ -76,20 +82,19 @@ class Pages:
         """Return the size of a page, as the log or the header says, or else as most pages seem to have it."""
         if self._log.page_size:
             return self._log.page_size
-        if self._data[: len(MAGIC)] == MAGIC:
-            size = struct.unpack(">H", self._data[16:18])[0]
-            size = 65536 if size == 1 else size
-            if size in _SIZES:
-                return size
+        said = _size_in(self._data[:100])
+        if said and len(self._data) < FEW * said:
+            return said
         shares = {size: self._plausible(size) for size in _SIZES}
-        return next(size for size, share in shares.items() if share >= 0.8 * max(shares.values()))
+        likely = [size for size, share in shares.items() if share >= 0.8 * max(shares.values())]
+        return said if said in likely else likely[0]
 
     def _plausible(self, size: int) -> float:
         """Return which share of the pages begins as one does if a page has this size.
 
         At a multiple of the true size it is about the same, at a part of it only so much less.
         """
-        starts = range(size, len(self._data), size)
+        starts = range(size, min(len(self._data), SAMPLE * size), size)
         seeming = sum(self._begins_page(start) for start in starts)
         return seeming / len(starts) if starts else 0.0
 
@@ -105,3 +110,20 @@ class Pages:
         page = self.read(2)
         kinds = [page[at] for at in range(0, 50, 5)]
         return 1 <= kinds[0] <= 5 and all(kind <= 5 for kind in kinds)  # noqa: PLR2004 - there are five kinds
+
+
+def _size_in(header: bytes) -> int:
+    """Return the size of a page as a header says it; 0 if it says none that there can be."""
+    if not _is_header(header):
+        return 0
+    size = struct.unpack(">H", header[16:18])[0]
+    size = 65536 if size == 1 else size
+    return size if size in _SIZES else 0
+
+
+def _is_header(header: bytes) -> bool:
+    """Whether the first bytes of a file can be those of a database (section 1.3 of the file format)."""
+    if len(header) < 100 or not header.startswith(MAGIC):  # noqa: PLR2004 - its length
+        return False
+    encoding = struct.unpack(">I", header[56:60])[0]
+    return header[21:24] == b"\x40\x20\x20" and header[20] <= MOST_RESERVED and encoding in {0, *_ENCODINGS}

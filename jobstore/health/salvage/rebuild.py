@@ -23,6 +23,8 @@ from jobstore.sql import Value
 BATCH = 500
 SAMPLE = 8
 """Rows of a page that are looked at to find out whose it is."""
+MOST_KEYS = 1_000
+"""So many lost rows are named."""
 _NOT_SAVED = ("sqlite_stat",)
 """What SQLite makes anew."""
 _TYPES: dict[str, tuple[type, ...]] = {"TEXT": (str,), "INTEGER": (int,), "INT": (int,), "REAL": (float, int)}
@@ -126,6 +128,8 @@ def _create(connection: sqlite3.Connection, entries: Iterable[Entry]) -> dict[st
         try:
             connection.execute(entry.sql)
         except (sqlite3.Error, sqlite3.Warning, ValueError) as error:  # the last two if it is no longer one statement
+            if not connection.in_transaction:  # such as when the disk is full
+                raise
             if "already exists" not in str(error):  # the parts of a virtual table come with it
                 failed[entry.name] = f"{entry.kind} {entry.name}: it could not be made anew ({error})"
     return failed
@@ -217,7 +221,8 @@ def _save(connection: sqlite3.Connection, survey: Survey, shape: Shape, tell: Te
             tell(Progress(f"saving {shape.name}", done, len(nodes)))
     saved = connection.total_changes - before
     missing = _missing(connection, survey, shape)
-    return Salvaged(table=shape.name, saved=saved, lost=max(damaged, len(missing)), lost_keys=tuple(missing.values()))
+    keys = [key for key in missing.values() if key]
+    return Salvaged(table=shape.name, saved=saved, lost=max(damaged, len(missing)), lost_keys=tuple(keys[:MOST_KEYS]))
 
 
 def _row(cell: Cell, shape: Shape) -> tuple[Value, ...]:
