@@ -44,7 +44,7 @@ def migrated(database: Path) -> Path:
     return database
 
 
-@pytest.mark.parametrize("jobs", [400, pytest.param(20_000, marks=pytest.mark.full)])
+@pytest.mark.parametrize("jobs", [400, pytest.param(5_000, marks=pytest.mark.full)])
 async def test_beside_working_workers_neither_meets_an_error(migrated: Path, jobs: int) -> None:
     async with JobStore(migrated) as store:
         await store.jobs.enqueue_many([NewJob(prompt=str(n), task_type="task", api_type="a") for n in range(jobs)])
