@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import secrets
 from pathlib import Path
 
 from jobstore.errors import DatabaseError, DiskFailed, DiskFull, ReadOnlyDatabase
@@ -32,12 +31,15 @@ def create_private(path: Path) -> bool:
 def write_private(path: Path, data: bytes) -> None:
     """Write a file that only its owner can read: after a crash it is there as a whole, or as it was before.
 
+    No other may write it at the same time.
+
     Raises:
         ReadOnlyDatabase: The folder cannot be written.
         DatabaseError: It cannot be written for another reason.
     """
-    part = path.with_name(f"{path.name}.{secrets.token_hex(8)}")
+    part = path.with_name(f"{path.name}.part")
     try:
+        part.unlink(missing_ok=True)  # of a process that was killed
         with open(os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "wb") as file:  # noqa: PTH123 - a descriptor
             file.write(data)
             file.flush()

@@ -306,7 +306,7 @@ class _Lock:
     def _is_current(self) -> bool:
         try:
             return os.path.samestat(os.fstat(self._descriptor), os.stat(self.path))  # noqa: PTH116 - beside fstat
-        except FileNotFoundError:
+        except OSError:
             return False
 
 

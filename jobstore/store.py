@@ -6,6 +6,7 @@ import asyncio
 import os
 import warnings
 from collections.abc import Generator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, ParamSpec, Self, TypeVar
@@ -147,7 +148,7 @@ class JobStore:
                 await in_thread(lambda: self._database.migrator(self._clock, self._outputs).run())
             engine = self._database.engine(self._clock, self._pool_size, self._durability)
             backend = Backend(engine, self._outputs, self._inline_limit, self._max_output_bytes, self._disk)
-            await backend.open(lambda now: _check(now, self._database, steps))
+            await backend.open(partial(_check, database=self._database, steps=steps))  # which is kept: not with `self`
             self._open = _Open(backend, steps)
             return self
 

@@ -88,9 +88,9 @@ class SQLiteEngine:
         """
         self._loop = asyncio.get_running_loop()
         self._transactions.check = check
-        while not await in_thread(self._share.take):  # noqa: ASYNC110 - another process's lock has no event
-            await asyncio.sleep(ownership.RETRY_SECONDS)
         try:
+            while not await in_thread(self._share.take):  # noqa: ASYNC110 - another process's lock has no event
+                await asyncio.sleep(ownership.RETRY_SECONDS)
             await self._open(check)
         except BaseException:
             self._share.release()

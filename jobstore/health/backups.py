@@ -179,7 +179,7 @@ def _fill(copy: _Copy, path: Path, source: Outputs, report: Report) -> copies.Fo
     else:
         raise DatabaseBusy(0.0)
     _remove_unnamed(copy.database, texts)
-    copies.check_integrity(copy.database)
+    copies.check_integrity(copy.database, path)
     return copies.check_texts(copy.database, texts, report)
 
 

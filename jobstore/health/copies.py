@@ -28,7 +28,7 @@ from jobstore.operations import jobs, migrations, promotion
 from jobstore.operations.promotion import FILES, TextFile
 from jobstore.outputs import Outputs
 from jobstore.outputs.folder import FolderOutputs
-from jobstore.ownership import real
+from jobstore.ownership import DATABASE_FILES, real
 from jobstore.progress import Progress
 from jobstore.promotion.copying import copy_text
 from jobstore.promotion.pair import Report, is_whole, some
@@ -92,8 +92,12 @@ def store_id(path: Path) -> str:
     return found
 
 
-def check_integrity(path: Path) -> None:
-    """Read all of a database, and compare its tables with its indexes.
+def check_integrity(path: Path, source: Path) -> None:
+    """Read all of a copy of a database, and compare its tables with its indexes.
+
+    Args:
+        path: The copy.
+        source: What it was made of, which is what is damaged.
 
     Raises:
         DatabaseCorrupt: It is damaged.
@@ -101,9 +105,10 @@ def check_integrity(path: Path) -> None:
     try:
         (verdict,) = look(path, lambda connection: connection.execute("PRAGMA integrity_check(1)").fetchone())
     except DatabaseCorrupt as error:
-        raise DatabaseCorrupt(f"{path} is damaged: choose another copy, or run `jobstore check --repair`") from error
+        verdict = str(error.__cause__)
     if verdict != "ok":
-        raise DatabaseCorrupt(f"{path} is damaged ({verdict}): choose another copy, or run `jobstore check --repair`")
+        reason = verdict.splitlines()[-1]
+        raise DatabaseCorrupt(f"{source} is damaged ({reason}): use another copy, or run `jobstore check --repair`")
 
 
 def each_text(path: Path, work: Callable[[TextFile], None]) -> None:
@@ -213,7 +218,7 @@ def remove(*paths: Path) -> None:
 
 def remove_database(path: Path) -> None:
     """Remove a database that nobody has open, with what SQLite and we put beside it."""
-    remove(*(Path(f"{path}{end}") for end in ("", "-wal", "-shm", "-journal", ".owner")))
+    remove(*(Path(f"{path}{end}") for end in (*DATABASE_FILES, ".owner", ".checkpoint.lock")))
 
 
 def _each_text(connection: sqlite3.Connection, work: Callable[[TextFile], None]) -> None:

@@ -17,7 +17,7 @@ from jobstore.health.backups import Backup, make_backup
 from jobstore.health.restoring import Staged, staging
 from jobstore.migrate import Migrator
 from jobstore.outputs import place_of
-from jobstore.ownership import exclusive
+from jobstore.ownership import exclusive, shared
 from jobstore.promotion.pair import Report
 
 
@@ -68,7 +68,8 @@ def reset(
         empty(database)
         return Reset(name=database.name, backup=None)
     path, place = copies.file_of(database, "reset"), place_of(outputs or database.outputs or "")
-    copies.store_id(path)  # refused before anything is touched, if it is no store of ours
+    with shared(path):  # which finishes a swap that was interrupted
+        copies.store_id(path)  # refused before anything is touched, if it is no store of ours
     with exclusive(path, "reset") as owner:
         made = make_backup(path, place, path.parent, f"{path.name}.backup-before-reset-", report=report)
         backed_up(made)

@@ -179,7 +179,7 @@ def _stage(staged: Staged, backup: Path, report: Report) -> copies.Found:
         archives.unpack(backup, staged.database, staged.outputs, copies.store_id)
     else:
         _copy(staged, backup, report)
-    copies.check_integrity(staged.database)
+    copies.check_integrity(staged.database, backup)
     texts = FolderOutputs(staged.outputs, copies.store_id(staged.database), system_clock)
     if staged.folder is not None:
         return copies.check_texts(staged.database, texts, report)

@@ -49,7 +49,7 @@ def run_to(work: str, path: Path, source: Path, call: int) -> int:
 
 
 @pytest.mark.parametrize("work", ["restore", "reset"])
-@pytest.mark.parametrize("rounds", [4, pytest.param(50, marks=[pytest.mark.full, pytest.mark.timeout(1200)])])
+@pytest.mark.parametrize("rounds", [2, pytest.param(50, marks=[pytest.mark.full, pytest.mark.timeout(1200)])])
 def test_killed_at_any_point_it_is_as_before_or_as_after(filled: Path, tmp_path: Path, work: str, rounds: int) -> None:
     source = backup(filled, tmp_path / "copies").path
     asyncio.run(enqueue(filled, "later"))

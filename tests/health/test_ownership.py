@@ -41,12 +41,6 @@ OPEN = """
 
 
 @pytest.fixture
-def migrated(database: Path) -> Path:
-    Migrator(database).run()
-    return database
-
-
-@pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ownership, "PATIENCE", 0.0)
 
@@ -134,6 +128,17 @@ def test_it_ends_with_its_process_however_that_ends(migrated: Path, code: str) -
     process.communicate()
     with exclusive(migrated, "restore"):
         pass
+
+
+async def test_an_opening_that_is_cancelled_at_any_moment_holds_nothing(migrated: Path) -> None:
+    for turns in range(12):
+        opening = asyncio.create_task(JobStore(migrated).open())
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        opening.cancel()
+        [store] = await asyncio.gather(opening, return_exceptions=True)
+        assert isinstance(store, asyncio.CancelledError)
+        await in_thread(_hold_for_a_moment, migrated)
 
 
 async def test_a_store_that_could_not_be_opened_holds_nothing(database: Path) -> None:
@@ -293,7 +298,7 @@ def test_a_swap_that_was_killed_at_any_point_is_finished_by_the_next(
         contents = {path.name: path.read_text() for path in folder.iterdir() if path.suffix != ".owner"}
         before = {"jobs.db": "old", "jobs.db-wal": "log", "new": "new"}
         after = {"jobs.db": "new", "kept": "old", "kept-wal": "log"}
-        stray = {name for name in contents if name.startswith("jobs.db.swap.")}  # a plan that was never one
+        stray = {"jobs.db.swap.part"}  # a plan that was never one, and that the next replaces
         assert {name: text for name, text in contents.items() if name not in stray} in (before, after)
         if not killed:
             break
