@@ -109,7 +109,9 @@ class PostgresMigrator:
             DatabaseError: The server cannot be reached, or there is no store.
         """
         with self._connected() as connection:
-            rows = connection.execute("SELECT value FROM key_value_store WHERE key = %s", (REPORT_KEY,)).fetchall()
+            rows = connection.execute(
+                "SELECT value::text FROM key_value_store WHERE key = %s", (REPORT_KEY,)
+            ).fetchall()
         return read_report(str(rows[0][0])) if rows else None
 
     @contextlib.contextmanager

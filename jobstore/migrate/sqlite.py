@@ -43,6 +43,8 @@ from jobstore.ownership import Share, shared
 
 BUSY_DEADLINE = 60.0
 """Seconds: another migrator may be at a long step."""
+COMPACT_DEADLINE = 5.0
+"""Seconds: others may be reading; what is left undone then can be done at any time."""
 
 RECORDS = """
     CREATE TABLE IF NOT EXISTS migrations (
@@ -114,6 +116,7 @@ class Migrator:
             OutputError: The outputs of a database that is adopted cannot be written, or are another store's.
         """
         if not self.status().pending:
+            Intent(self._path).forget()  # of an adoption that was killed right after its commit
             return Result([], None)
         try:
             # Others may have it open, but nobody swaps the file meanwhile.
@@ -313,18 +316,14 @@ def _make_like_new(connection: sqlite3.Connection) -> str | None:
     That takes a VACUUM, which needs as much room again and the database for itself, and so cannot be a part of the
     adoption. It gives back the room that the old tables took.
     """
-    problem = None
     try:
-        connection.execute("PRAGMA temp_store=FILE")  # the whole database is written there
-        connection.execute("PRAGMA auto_vacuum=INCREMENTAL")
-        connection.execute("VACUUM")
-    except sqlite3.Error as error:
-        problem = str(translate(error))
-    try:
-        execute_patiently(connection, "PRAGMA journal_mode=WAL", BUSY_DEADLINE)
+        execute_patiently(connection, "PRAGMA temp_store=FILE", COMPACT_DEADLINE)  # the whole database is written there
+        execute_patiently(connection, "PRAGMA auto_vacuum=INCREMENTAL", COMPACT_DEADLINE)
+        execute_patiently(connection, "VACUUM", COMPACT_DEADLINE)
+        execute_patiently(connection, "PRAGMA journal_mode=WAL", COMPACT_DEADLINE)
     except DatabaseError as error:
-        return problem or str(error)
-    return problem
+        return str(error)
+    return None
 
 
 @contextlib.contextmanager

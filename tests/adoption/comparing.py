@@ -72,15 +72,16 @@ def assert_nothing_is_lost(old: Path, new: Path, outputs: Path | None = None) ->
     outputs = outputs or Path(f"{new}.outputs")
     there = tables_of(old)
     jobs = iter(rows_of(new, "background_jobs", old=False))
-    attempts = rows_of(new, "job_attempts", old=False)
+    copies: dict[str, list[str]] = {}
+    for attempt in rows_of(new, "job_attempts", old=False):
+        copies.setdefault(attempt["job_id"], []).append(attempt["output_file_path"])
     for table in ("background_jobs", "gemini_requests"):
         for row in rows_of(old, table, old=True) if table in there else []:
             job = next(jobs)
-            files = [one["output_file_path"] for one in attempts if one["job_id"] == job["id"]]
             assert_job(row, job, outputs)
             for name in FILES:
                 if is_to_be_copied(row.get(name), new):
-                    assert_file_is_there(row[name], outputs, [*files, job["output_file_path"]])
+                    assert_file_is_there(row[name], outputs, [*copies.get(job["id"], []), job["output_file_path"]])
     assert next(jobs, None) is None
     if "sessions" in there:
         assert_sessions(rows_of(old, "sessions", old=True), rows_of(new, "sessions", old=False))
@@ -152,7 +153,7 @@ def is_to_be_copied(named: Any, database: Path) -> bool:  # noqa: ANN401
         return False
 
 
-def assert_file_is_there(named: OldText, outputs: Path, copies: list[str | None]) -> None:
+def assert_file_is_there(named: OldText, outputs: Path, copies: list[str]) -> None:
     """A file that a row names was copied byte by byte."""
     original = Path(named.decode(errors="surrogateescape")).read_bytes()
     assert original in [(outputs / copy).read_bytes() for copy in copies if copy]

@@ -190,7 +190,7 @@ def job(number: int, sessions: Sequence[Row], files: Path, chance: random.Random
         "tokens_received": number,
         "tokens_sent": number * 2,
         "chars_received": number * 3,
-        "last_update": created + 6,
+        "last_update": created + 6 - number % 2,
         "created_at": created,
         "updated_at": (created + 6) * (1000 if number % 10 == 3 else 1),
         "cleared": int(number % 13 == 0),
@@ -309,9 +309,14 @@ def _with_more(system: OldSystem) -> OldSystem:
         row["colour"] = "blue"
     system.definitions |= {
         "lanes": ("number INTEGER",),
+        "adopted_leftovers": ("number INTEGER",),
         "pets": ("name TEXT", "session_id TEXT REFERENCES sessions (id)"),
     }
-    system.tables |= {"lanes": [{"number": 7}], "pets": [{"name": "Rex", "session_id": "session_1"}]}
+    system.tables |= {
+        "lanes": [{"number": 7}],
+        "adopted_leftovers": [{"number": 8}],
+        "pets": [{"name": "Rex", "session_id": "session_1"}],
+    }
     system.scripts += [
         "CREATE VIEW outputs AS SELECT output_file_path, chars_received FROM background_jobs",
         "CREATE VIEW workers AS SELECT 1",

@@ -16,6 +16,8 @@ import pytest
 from jobstore import JobStatus, JobStore, MigrationRequired, OutputError, SchemaMismatch
 from jobstore.databases import find_database
 from jobstore.migrate import Adoption, Migrator, load_steps, recognise
+from jobstore.migrate import sqlite as sqlite_migrator
+from jobstore.migrate.adoption import Intent
 from jobstore.promotion import promote
 from jobstore.testing import FakeClock
 
@@ -237,6 +239,19 @@ def test_of_jobs_with_one_id_the_later_get_new_ids_and_never_run_by_themselves(
     assert [json.loads(row["metadata"])["adopted"]["id"] for row in rows[1:]] == ["job_1", "job_1"]
 
 
+def test_a_view_that_stands_in_for_a_table_goes_with_its_triggers_and_is_told(old: Path, adopt: Adopt) -> None:
+    view = "CREATE VIEW background_jobs AS SELECT * FROM gemini_requests"
+    trigger = "CREATE TRIGGER added INSTEAD OF INSERT ON background_jobs BEGIN SELECT 1; END"
+    with closing(sqlite3.connect(old)) as connection, connection:
+        connection.execute("CREATE TABLE gemini_requests (id, prompt, status)")
+        connection.execute("INSERT INTO gemini_requests VALUES ('job_1', 'p', 'completed')")
+        connection.execute(view)
+        connection.execute(trigger)
+    report = adopt()
+    assert sorted(report.let_go) == sorted([view, trigger])
+    assert [row["api_type"] for row in rows_of(old, "background_jobs", old=False)] == ["gemini"]
+
+
 def test_a_table_without_row_numbers_and_columns_that_are_computed_are_adopted_too(old: Path, adopt: Adopt) -> None:
     columns = (*JOBS[:-1], "twice INTEGER AS (tokens_sent * 2)")
     row = {"id": "job_1", "session_id": "s", "prompt": "p", "status": "idle", "created_at": BEGIN, "tokens_sent": 4}
@@ -384,15 +399,27 @@ def test_a_store_is_not_taken_for_an_old_database(database: Path) -> None:
     assert Migrator(database).adoption() is None
 
 
-def test_a_database_that_cannot_be_compacted_is_adopted_all_the_same(old: Path, files: Path) -> None:
-    newest(50, files).write(old, "journal_mode=wal")
+def test_a_database_that_cannot_be_compacted_is_adopted_all_the_same(
+    old: Path, files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Someone begins to read it right after the adoption was committed."""
+    newest(50, files).write(old)
+    forget = Intent.forget
     with closing(sqlite3.connect(old, isolation_level=None)) as reader:
-        reader.execute("BEGIN")
-        assert reader.execute("SELECT count(*) FROM meta").fetchone() == (1,)
+
+        def begin_to_read(intent: Intent) -> None:
+            forget(intent)
+            reader.execute("BEGIN")
+            assert reader.execute("SELECT count(*) FROM background_jobs").fetchone() == (50,)
+
+        monkeypatch.setattr(Intent, "forget", begin_to_read)
+        monkeypatch.setattr(sqlite_migrator, "COMPACT_DEADLINE", 0.01)
         result = Migrator(old).run()
     assert result.adoption is not None
-    assert result.not_compacted is None or "locked" in result.not_compacted
-    assert "background_jobs" in tables_of(old)
+    assert result.not_compacted is not None
+    assert "locked by another process" in result.not_compacted
+    assert query(old, "PRAGMA auto_vacuum") == [(0,)]
+    assert Migrator(old).status().pending == []
 
 
 def test_what_two_migrators_do_at_once_is_done_once(old: Path, files: Path) -> None:

@@ -183,6 +183,33 @@ def test_killed_before_the_commit_the_outputs_that_it_began_are_its_own_the_next
     assert_no_file_is_left_over(path)
 
 
+def test_killed_right_after_the_commit_it_is_as_after_and_what_is_left_over_is_tidied(tmp_path: Path) -> None:
+    path = tmp_path / "old.db"
+    (tmp_path / "answers").mkdir()
+    newest(100, tmp_path / "answers").write(path)
+    process = spawn(
+        """
+        import os, signal, sys
+        from pathlib import Path
+        from jobstore.migrate import Migrator
+        from jobstore.migrate.adoption import Intent
+
+        Intent.forget = lambda self: os.kill(os.getpid(), signal.SIGKILL)
+        Migrator(Path(sys.argv[1])).run()
+        """,
+        path,
+    )
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    [backup] = tmp_path.glob("*.backup-*")
+    assert Path(f"{path}.adopting").exists()
+    assert not is_before(path)
+    assert Migrator(path).run().applied == []
+    assert not Path(f"{path}.adopting").exists()
+    assert_nothing_is_lost(backup, path)
+    assert_no_file_is_left_over(path)
+
+
 def test_of_several_migrators_at_once_one_adopts_and_the_others_find_it_done(tmp_path: Path) -> None:
     path = tmp_path / "old.db"
     (tmp_path / "answers").mkdir()
@@ -197,3 +224,31 @@ def test_of_several_migrators_at_once_one_adopts_and_the_others_find_it_done(tmp
     assert sum("backed up" in output for _, output, _ in outcomes) == 1
     [backup] = tmp_path.glob("*.backup-*")
     assert_nothing_is_lost(backup, path)
+
+
+def test_what_a_killed_program_has_left_halfway_is_undone_when_it_is_looked_at(tmp_path: Path) -> None:
+    """Without a log, half a transaction lies in the file, and nobody can read it before it is rolled back."""
+    path = tmp_path / "old.db"
+    (tmp_path / "answers").mkdir()
+    newest(10, tmp_path / "answers").write(path)
+    before = rows_of(path, "background_jobs", old=True)
+    process = spawn(
+        """
+        import os, signal, sqlite3, sys
+
+        connection = sqlite3.connect(sys.argv[1], isolation_level=None)
+        connection.execute("PRAGMA cache_size=2")
+        connection.execute("BEGIN IMMEDIATE")
+        connection.execute("DELETE FROM background_jobs")
+        for _ in range(100):
+            connection.execute("INSERT INTO meta VALUES (hex(randomblob(9)), hex(randomblob(9000)))")
+        os.kill(os.getpid(), signal.SIGKILL)
+        """,
+        path,
+    )
+    process.communicate()
+    assert Path(f"{path}-journal").stat().st_size > 0
+    told = Migrator(path).rehearse()
+    assert told is not None
+    assert told.tables["background_jobs"].rows == 10
+    assert rows_of(path, "background_jobs", old=True) == before

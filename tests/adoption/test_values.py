@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sqlite3
 from collections.abc import Callable
@@ -207,6 +208,37 @@ def test_of_values_with_one_key_the_latest_counts_and_the_others_are_kept(old: P
     values = {row["value"] for row in rows_of(old, "cached_state", old=False)}
     assert values == {"2", "3", "4"}
     assert report.noted["cached_state: another row of the same key counts"] == 1
+
+
+def test_state_that_names_its_project_by_hash_alone_finds_it_among_the_sessions(old: Path, adopt: Adopt) -> None:
+    hashes = {"/p": "old", "/q": hashlib.sha256(b"/q").hexdigest()}
+    with closing(sqlite3.connect(old)) as connection, connection:
+        connection.execute("CREATE TABLE sessions (id, project_directory, project_hash)")
+        connection.execute("CREATE TABLE cached_state (project_hash, key, value)")
+        for directory, digest in hashes.items():
+            connection.execute("INSERT INTO sessions VALUES (?, ?, ?)", (directory, directory, digest))
+            connection.execute("INSERT INTO cached_state VALUES (?, 'k', '1')", (digest,))
+    adopt()
+    found = {row["project_directory"]: row["project_hash"] for row in rows_of(old, "cached_state", old=False)}
+    assert found == {directory: hashlib.sha256(directory.encode()).hexdigest() for directory in hashes}
+
+
+def test_a_text_and_the_same_text_as_json_can_still_be_told_apart(old: Path, adopt: Adopt) -> None:
+    values = ["dark", '"dark"', "5", 5, None, "null", b"5", " [1]"]
+    with closing(sqlite3.connect(old)) as connection, connection:
+        connection.execute("CREATE TABLE background_jobs (id, prompt, status)")
+        connection.execute("CREATE TABLE key_value_store (key, value)")
+        connection.executemany("INSERT INTO key_value_store VALUES (?, ?)", enumerate(values))
+    adopt()
+    store = {row["key"]: row["value"] for row in rows_of(old, "key_value_store", old=False)}
+    assert [store[str(number)] for number in range(len(values))] == [
+        '"dark"', '"dark"', "5", "5", "null", "null", "5", " [1]",
+    ]  # fmt: skip
+    left = [json.loads(row["kept"]) for row in rows_of(old, "adopted_leftovers", old=False)]
+    assert left == [
+        {"key": 0}, {"key": 1, "value": '"dark"'}, {"key": 2}, {"key": 3, "value": 5}, {"key": 4, "value": None},
+        {"key": 5}, {"key": 6, "value": {"blob_base64": "NQ=="}}, {"key": 7},
+    ]  # fmt: skip
 
 
 def test_damage_is_told_and_nothing_is_changed(old: Path, adopt: Adopt) -> None:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from jobstore.clock import from_milliseconds
 from jobstore.errors import SchemaMismatch
 from jobstore.migrate.adoption.jobs import Jobs
-from jobstore.migrate.adoption.leftovers import Leftovers
+from jobstore.migrate.adoption.leftovers import TABLE, Leftovers
 from jobstore.migrate.adoption.recognising import OldDatabase
 from jobstore.migrate.adoption.report import REPORT_KEY, Adoption, Findings
 from jobstore.migrate.adoption.rows import OldRow, insert, quoted, rows_of
@@ -54,17 +54,19 @@ class Conversion:
         Args:
             ours: The names of all that the schema will hold.
         """
+        needed = ours | {TABLE}
         converted = {spelled.lower() for spelled in self._old.tables.values()}
         schema = self._connection.execute("SELECT type, name, tbl_name, sql FROM sqlite_schema").fetchall()
+        going = converted | {name.lower() for kind, name, _, _ in schema if kind == "view" and name.lower() in needed}
         for kind, name, table, sql in schema:
-            in_the_way = name.lower() in ours or (kind in {"index", "trigger"} and table.lower() in converted)
+            in_the_way = name.lower() in needed or (kind in {"index", "trigger"} and table.lower() in going)
             if kind != "table" and in_the_way and sql is not None:
                 self._connection.execute(f"DROP {kind} IF EXISTS {quoted(name)}")
                 self._findings.let_go.append(sql)
         for kind, name, _, _ in schema:
             if kind != "table" or name.startswith("sqlite_"):
                 continue
-            if name.lower() in ours | converted:
+            if name.lower() in needed | converted:
                 self._rename(name, is_converted=name.lower() in converted)
             else:
                 self._findings.kept_tables[name] = name

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from jobstore.errors import SchemaMismatch
 
 MAX_NOTES = 1000
-"""How many rows are named. All are counted, and each has its own note with it."""
+"""How many rows are named. All are counted, and what is kept of each stands with it."""
 MAX_KEY = 200
 """Characters of a row's key that are shown."""
 REPORT_KEY = "jobstore.adoption"

@@ -77,8 +77,9 @@ class Sessions:
         columns |= {name: row.text(name) or "" for name in _TEXTS}
         columns |= {name: row.flag(name) for name in _FLAGS}
         columns["model_used"] = row.text("model_used")
-        columns["created_at"] = created = row.time("created_at") or row.time("updated_at") or self._now
-        columns["updated_at"] = row.time("updated_at") or created
+        created, updated = row.time("created_at"), row.time("updated_at")
+        columns["created_at"] = created or updated or self._now
+        columns["updated_at"] = updated or created or self._now
         leftovers = row.leftovers()
         columns["model_settings"] = with_adopted("{}", leftovers)
         insert(self._connection, "sessions", columns)
@@ -103,9 +104,10 @@ class Sessions:
         """Return a project's hash, as the store makes it, and keep the old one."""
         old = row.name("project_hash")
         new = hash_project(directory)
+        if old and directory != NO_DIRECTORY:
+            self.directories.setdefault(old, directory)
         if old and old != new:
             row.keep("project_hash")
-            self.directories.setdefault(old, directory)
         return new
 
 

@@ -11,7 +11,7 @@ from jobstore.migrate.adoption.leftovers import Leftovers
 from jobstore.migrate.adoption.report import REPORT_KEY
 from jobstore.migrate.adoption.rows import OldRow, insert
 from jobstore.migrate.adoption.sessions import NO_DIRECTORY
-from jobstore.migrate.adoption.values import as_json, read_json
+from jobstore.migrate.adoption.values import as_json, as_text, read_json
 from jobstore.models import dump_json
 from jobstore.operations.sessions import hash_project
 from jobstore.sql import Value
@@ -81,14 +81,16 @@ class States:
 
 
 def _value(row: OldRow) -> str:
-    """Take a value: JSON as it is written, any other text as a JSON string.
+    """Take a value: JSON as it is written, any other text as a JSON string; what was no text is kept as well.
 
     A JSON string is kept beside as well, or nobody could tell whether the old text had its quotation marks.
     """
     value = row.raw("value")
     if not isinstance(value, str):
         row.keep("value")
+    if value is None or isinstance(value, int | float):
         return json.dumps(as_json(value))
+    value = as_text(value)
     is_json, meaning = read_json(value)
     if is_json and isinstance(meaning, str):
         row.keep("value")
