@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 from urllib.parse import unquote, urlsplit
 
 from jobstore.clock import Clock, system_clock
@@ -31,6 +31,9 @@ from jobstore.migrate import (
 from jobstore.operations import migrations
 from jobstore.outputs import Place
 from jobstore.sql import Operation
+
+if TYPE_CHECKING:
+    from jobstore.engines.postgres_server import Server
 
 URL_VARIABLE = "JOBSTORE_URL"
 POSTGRES_SCHEMES = ("postgresql", "postgres")
@@ -143,6 +146,12 @@ class PostgresDatabase:
         from jobstore.migrate.postgres import PostgresMigrator  # noqa: PLC0415 - needs the extra
 
         return PostgresMigrator(self.url, self.name, clock=clock)
+
+    def server(self) -> Server:
+        """Return how to reach it."""
+        from jobstore.engines.postgres_server import Server  # noqa: PLC0415 - needs the extra
+
+        return Server(self.url, self.name, system_clock)
 
     def engine(self, clock: Clock, pool_size: int, durability: Durability) -> Engine:
         """Return what drives operations on it."""

@@ -27,7 +27,7 @@ NOBODY = 65534
 
 _AS_NOBODY = f"""
 import os, sys
-import jobstore.store
+import jobstore.health, jobstore.store
 from jobstore.migrate import load_steps
 if os.getuid() == 0:
     os.setgroups([])

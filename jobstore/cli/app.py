@@ -8,6 +8,7 @@ import typer
 
 from jobstore.cli import (
     changing,
+    checking,
     dumping,
     enqueueing,
     explaining,
@@ -57,6 +58,7 @@ def _options(
 
 
 app.command("migrate")(reported(migrating.migrate))
+app.command("check")(reported(checking.check))
 app.command("enqueue", no_args_is_help=True)(reported(enqueueing.enqueue))
 app.command("list")(reported(listing.list_jobs))
 app.command("show", no_args_is_help=True)(reported(showing.show))

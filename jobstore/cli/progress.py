@@ -1,4 +1,4 @@
-"""Showing how far something long has come."""
+"""Shows how far a long piece of work has come."""
 
 from __future__ import annotations
 
@@ -10,13 +10,18 @@ from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, Tim
 from rich.progress import Progress as Bars
 
 from jobstore.cli.screen import note
-from jobstore.promotion import Progress
+from jobstore.progress import Progress
 
 
 class ProgressScreen:
-    """Shows how far it has come: as a bar for each stage, or as a line for each that ended where nobody looks on."""
+    """Shows how far it has come: as a bar for each stage, or as a line for each that ended where nobody looks on.
 
-    def __init__(self) -> None:
+    Args:
+        quiet: Show nothing where nobody looks on.
+    """
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        self._quiet = quiet
         console = Console(stderr=True, highlight=False)
         self._bars: Bars | None = None
         if console.is_terminal:
@@ -39,7 +44,7 @@ class ProgressScreen:
         """Show how far a stage has come."""
         stage, done, total = progress
         if self._bars is None:
-            if done == total and total:
+            if done == total and total and not self._quiet:
                 note(f"{stage}: {total:,} done")
             return
         if stage not in self._stages:

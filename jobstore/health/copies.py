@@ -29,8 +29,9 @@ from jobstore.operations.promotion import FILES, TextFile
 from jobstore.outputs import Outputs
 from jobstore.outputs.folder import FolderOutputs
 from jobstore.ownership import DATABASE_FILES, real
+from jobstore.progress import Progress
 from jobstore.promotion.copying import copy_text
-from jobstore.promotion.pair import Progress, Report, is_whole, some
+from jobstore.promotion.pair import Report, is_whole, some
 from jobstore.sql import Operation
 
 T = TypeVar("T")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from jobstore.migrate.adoption import Adoption, recognise
-from jobstore.migrate.sqlite import Migrator
+from jobstore.migrate.sqlite import RECORDS, Migrator
 from jobstore.migrate.steps import (
     POSTGRES_STEPS,
     SQLITE_STEPS,
@@ -13,10 +13,12 @@ from jobstore.migrate.steps import (
     check_applied,
     load_steps,
     pending_steps,
+    split_statements,
 )
 
 __all__ = [
     "POSTGRES_STEPS",
+    "RECORDS",
     "SQLITE_STEPS",
     "Adoption",
     "Migrator",
@@ -27,4 +29,5 @@ __all__ = [
     "load_steps",
     "pending_steps",
     "recognise",
+    "split_statements",
 ]

@@ -58,7 +58,7 @@ def rebuild_table(
         " WHERE tbl_name = ? COLLATE NOCASE AND type IN ('index', 'trigger') AND sql IS NOT NULL",
         (table,),
     ).fetchall()
-    old, new = _quoted(table), _quoted(f"{table}_rebuilt")
+    old, new = quoted(table), quoted(f"{table}_rebuilt")
     # Only where it is created: a reference of the table to itself means the name that it ends up with.
     connection.execute(create.replace("{table}", new, 1).replace("{table}", old))
     _copy_rows(connection, table, f"{table}_rebuilt", values or {})
@@ -71,9 +71,9 @@ def rebuild_table(
 def _copy_rows(connection: sqlite3.Connection, old: str, new: str, values: Mapping[str, str]) -> None:
     kept = {name.lower() for name in _columns(connection, old, generated=True)}
     copied = [name for name in _columns(connection, new, generated=False) if name.lower() in kept]
-    sources = {name: _quoted(name) for name in copied if name not in values} | dict(values)
-    names, expressions = ", ".join(map(_quoted, sources)), ", ".join(sources.values())
-    connection.execute(f"INSERT INTO {_quoted(new)} ({names}) SELECT {expressions} FROM {_quoted(old)}")
+    sources = {name: quoted(name) for name in copied if name not in values} | dict(values)
+    names, expressions = ", ".join(map(quoted, sources)), ", ".join(sources.values())
+    connection.execute(f"INSERT INTO {quoted(new)} ({names}) SELECT {expressions} FROM {quoted(old)}")
 
 
 def rename_table(connection: sqlite3.Connection, table: str, name: str) -> None:
@@ -83,7 +83,7 @@ def rename_table(connection: sqlite3.Connection, table: str, name: str) -> None:
     """
     connection.execute("PRAGMA legacy_alter_table=ON")
     try:
-        connection.execute(f"ALTER TABLE {_quoted(table)} RENAME TO {_quoted(name)}")
+        connection.execute(f"ALTER TABLE {quoted(table)} RENAME TO {quoted(name)}")
     finally:
         connection.execute("PRAGMA legacy_alter_table=OFF")
 
@@ -93,5 +93,6 @@ def _columns(connection: sqlite3.Connection, table: str, *, generated: bool) -> 
     return [row[0] for row in connection.execute(f"SELECT name FROM {pragma}(?)", (table,))]
 
 
-def _quoted(name: str) -> str:
+def quoted(name: str) -> str:
+    """Return a name as it stands in SQL, whatever it holds."""
     return '"' + name.replace('"', '""') + '"'

@@ -25,13 +25,14 @@ from jobstore.models import AppliedMigration
 BUSY_DEADLINE = 60.0
 """Seconds: another migrator may be at a long step, another program at what a step changes; all others wait behind."""
 
-_RECORDS = """
+RECORDS = """
     CREATE TABLE IF NOT EXISTS migrations (
         name TEXT COLLATE "C" NOT NULL PRIMARY KEY,
         checksum TEXT NOT NULL,
         applied_at BIGINT NOT NULL
     )
 """
+"""The table of what was applied, which is there before any step."""
 
 _TRANSACTION = re.compile(
     r"(BEGIN|START|COMMIT|END|ABORT|PREPARE TRANSACTION|ROLLBACK(?! (WORK |TRANSACTION )?TO\b))\b", re.IGNORECASE
@@ -136,11 +137,11 @@ class PostgresMigrator:
         return step in pending_steps(self._steps, applied)
 
     def _apply(self, connection: Connection, step: Step) -> None:
-        connection.execute(_RECORDS)
+        connection.execute(RECORDS)
         transaction = _transaction(connection)
         try:
             with _without_transactions(connection):
-                step.apply(connection, lambda script: _in_one_statement(connection, script))
+                step.apply(connection, lambda script: in_one_statement(connection, script))
             is_same = _transaction(connection) == transaction
         except Exception as error:  # noqa: BLE001 - of any kind: the step is undone
             reason = _reason(error)
@@ -201,7 +202,7 @@ def _transaction(connection: Connection) -> object:
     return number
 
 
-def _in_one_statement(connection: Connection, script: str) -> list[str]:
+def in_one_statement(connection: psycopg.Connection[Any], script: str) -> list[str]:
     """Return what runs a whole script, and refuses one that would end the transaction."""
     connection.execute("SELECT set_config('jobstore.step', %s, true)", (script,))
     return ["DO $$ BEGIN EXECUTE current_setting('jobstore.step'); END $$"]

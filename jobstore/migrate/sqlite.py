@@ -46,13 +46,14 @@ BUSY_DEADLINE = 60.0
 COMPACT_DEADLINE = 5.0
 """Seconds: others may be reading; what is left undone then can be done at any time."""
 
-_RECORDS = """
+RECORDS = """
     CREATE TABLE IF NOT EXISTS migrations (
         name TEXT NOT NULL PRIMARY KEY,
         checksum TEXT NOT NULL,
         applied_at INTEGER NOT NULL
     ) STRICT
 """
+"""The table of what was applied, which is there before any step."""
 _NOT_FOR_STEPS = frozenset({sqlite3.SQLITE_TRANSACTION, sqlite3.SQLITE_ATTACH, sqlite3.SQLITE_DETACH})
 
 
@@ -242,7 +243,7 @@ class Migrator:
         return step in pending_steps(self._steps, applied)
 
     def _record(self, connection: sqlite3.Connection, step: Step) -> None:
-        connection.execute(_RECORDS)
+        connection.execute(RECORDS)
         # A step that changes rows alone would leave SQLite's own count of changes to the schema as it is. By that
         # the writers of open stores find out that they are to stop.
         connection.execute("CREATE TABLE jobstore_step (applied)")
@@ -298,7 +299,7 @@ def _execute(connection: sqlite3.Connection, step: Step) -> None:
 def _names_made_by(steps: Sequence[Step]) -> set[str]:
     """Return the names of all that a new database has, in small letters."""
     with contextlib.closing(sqlite3.connect(":memory:", isolation_level=None)) as connection:
-        connection.execute(_RECORDS)
+        connection.execute(RECORDS)
         connection.execute("BEGIN")
         for step in steps:
             _execute(connection, step)

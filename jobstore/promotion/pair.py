@@ -16,6 +16,7 @@ from jobstore.models import Text
 from jobstore.operations import jobs, migrations, promotion
 from jobstore.operations.promotion import FILES, TABLES, Table, TextFile
 from jobstore.outputs import Outputs, place_of
+from jobstore.progress import Progress, Tell
 from jobstore.repositories.backend import Backend
 from jobstore.repositories.fitting import fitted
 from jobstore.sql import Row
@@ -24,16 +25,7 @@ SHOWN = 10
 """How many names an error's message lists."""
 READERS = 4
 
-
-class Progress(NamedTuple):
-    """How far one stage has come."""
-
-    stage: str
-    done: int
-    total: int
-
-
-Report = Callable[[Progress], None]
+Report = Tell
 
 
 class Side(NamedTuple):

@@ -29,6 +29,10 @@ class OldDatabase:
     """The tables that become tables of the store: as the old system called them, and as they are spelled here."""
 
 
+_OURS = (("migrations", "checksum"), ("store_identity", "store_id"), ("job_attempts", "lease_expires_at"))
+"""Tables and columns that only a store of ours has."""
+
+
 def recognise(connection: sqlite3.Connection) -> OldDatabase | None:
     """Return what a database of the old system holds; None if it is another.
 
@@ -37,7 +41,7 @@ def recognise(connection: sqlite3.Connection) -> OldDatabase | None:
     Raises:
         sqlite3.Error: It cannot be read.
     """
-    if has_column(connection, "migrations", "checksum"):
+    if any(has_column(connection, table, column) for table, column in _OURS):  # one of them may be lost
         return None
     columns = _columns(connection)
     tables = {
