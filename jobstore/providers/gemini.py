@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Mapping
+from functools import partial
 from itertools import groupby
 from typing import Any, ClassVar
 
@@ -135,7 +137,7 @@ class GeminiAdapter(Adapter):
             arguments = arguments | {"config": config}
         parts: Any = await models.generate_content_stream(**arguments)
         first = await anext(parts, None)
-        return Opened(_chain(first, parts), parts.aclose, 200, None)
+        return Opened(_chain(first, parts), partial(_leave, parts), 200, None)
 
     def translate(self, error: Exception, request_id: str | None = None) -> ProviderError:
         """Return what an error of the SDK means."""
@@ -153,6 +155,22 @@ async def _chain(first: object | None, rest: AsyncIterator[object]) -> AsyncGene
     yield first
     async for part in rest:
         yield part
+
+
+async def _leave(parts: AsyncGenerator[object, None]) -> None:
+    """End a stream that may not have been read to its end.
+
+    To close it would leave its connection to the garbage collector, since the SDK's response and the iterator in it
+    refer to each other. So it is read on until it waits for the network, and that is cancelled.
+    """
+    reading: asyncio.Future[object] | None = None
+    try:
+        while reading is None or (reading.done() and reading.exception() is None and reading.result() is not None):
+            reading = asyncio.ensure_future(anext(parts, None))
+            await asyncio.sleep(0)
+    finally:
+        if reading is not None and reading.cancel():
+            await asyncio.wait([reading])
 
 
 def _sum(raw: Mapping[str, Any], *names: str) -> int | None:
