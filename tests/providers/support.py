@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 import traceback
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import anthropic
+import httpx2
+import openai
 import pytest
-from anthropic import AsyncAnthropic
 from google import genai
 from google.genai.types import HttpOptions, HttpRetryOptions
-from openai import AsyncOpenAI
 
 from jobstore import Usage
 from jobstore.providers import Adapter, Done, Event, ProviderError, Request, Text, adapter_for
@@ -68,25 +70,42 @@ class Speaker:
             heard.append(event)  # noqa: PERF401 - kept also when the next one fails
 
 
+TLS = ssl.create_default_context()
+"""Made once: each client would make one of its own, which takes longer than most tests."""
+
+
 @asynccontextmanager
 async def speaking(api: API, url: str, timeout: float = 60.0) -> AsyncIterator[Speaker]:
     """Yield an adapter with its client, which is closed in the end; it waits for so many seconds."""
-    adapter = adapter_for(api)
-    if api == "gemini":
-        retries = HttpRetryOptions(attempts=RETRIES, initial_delay=0.01)
-        options = HttpOptions(base_url=url, retry_options=retries, timeout=round(timeout * 1000))
-        gemini = genai.Client(api_key="any", http_options=options)
-        yield Speaker(api, adapter, gemini)
-        await gemini.aio.aclose()
-        gemini.close()
-        return
-    client: AsyncAnthropic | AsyncOpenAI
-    if api == "anthropic":
-        client = AsyncAnthropic(api_key="any", base_url=url, max_retries=RETRIES, timeout=timeout)
-    else:
-        client = AsyncOpenAI(api_key="any", base_url=f"{url}/v1", max_retries=RETRIES, timeout=timeout)
-    async with client:
-        yield Speaker(api, adapter, client)
+    opened = {"anthropic": anthropic_client, "gemini": gemini_client}.get(api, openai_client)
+    async with opened(url, timeout) as client:
+        yield Speaker(api, adapter_for(api), client)
+
+
+@asynccontextmanager
+async def anthropic_client(url: str, timeout: float) -> AsyncIterator[object]:
+    http = anthropic.DefaultAsyncHttpxClient(verify=TLS)
+    options: dict[str, Any] = {"max_retries": RETRIES, "timeout": timeout, "http_client": http}
+    async with anthropic.AsyncAnthropic(api_key="any", base_url=url, **options) as client:
+        yield client
+
+
+@asynccontextmanager
+async def openai_client(url: str, timeout: float) -> AsyncIterator[object]:
+    http = openai.DefaultAsyncHttpxClient(verify=TLS)
+    options: dict[str, Any] = {"max_retries": RETRIES, "timeout": timeout, "http_client": http}
+    async with openai.AsyncOpenAI(api_key="any", base_url=f"{url}/v1", **options) as client:
+        yield client
+
+
+@asynccontextmanager
+async def gemini_client(url: str, timeout: float) -> AsyncIterator[object]:
+    retries = HttpRetryOptions(attempts=RETRIES, initial_delay=0.01)
+    options: dict[str, Any] = {"retry_options": retries, "timeout": round(timeout * 1000)}
+    with httpx2.Client(verify=TLS) as unused:
+        async with httpx2.AsyncClient(verify=TLS) as http:
+            clients = {"httpx_client": unused, "httpx_async_client": http}
+            yield genai.Client(api_key="any", http_options=HttpOptions(base_url=url, **options, **clients))
 
 
 def of_type(events: list[Event], kind: type[T]) -> list[T]:
