@@ -19,6 +19,7 @@ from google.genai.types import HttpOptions, HttpRetryOptions
 
 from jobstore import Usage
 from jobstore.providers import Adapter, Done, Event, ProviderError, Request, Text, adapter_for
+from jobstore.providers.gemini import NO_RETRIES
 from jobstore.testing.llm_answers import API
 
 APIS: tuple[API, ...] = ("anthropic", "openai", "openai_chat", "gemini")
@@ -64,6 +65,20 @@ class Speaker:
         assert PRIVATE not in "".join(traceback.format_exception(failure.value))
         assert failure.value.provider == self.adapter.provider
         return heard, failure.value
+
+    async def ask_whole(self) -> Any:  # noqa: ANN401 - each SDK has its own
+        """Ask through the SDK itself, once and without streaming."""
+        arguments = await self.adapter.arguments(self.request())
+        match self.api:
+            case "anthropic":
+                return await self.client.with_options(max_retries=0).messages.create(**arguments)
+            case "openai":
+                return await self.client.with_options(max_retries=0).responses.create(**arguments)
+            case "openai_chat":
+                arguments["stream_options"] = None
+                return await self.client.with_options(max_retries=0).chat.completions.create(**arguments)
+        arguments["config"] = arguments["config"].model_copy(update={"http_options": NO_RETRIES})
+        return await self.client.aio.models.generate_content(**arguments)
 
     async def _listen(self, heard: list[Event], prompt: str, **fields: Any) -> None:  # noqa: ANN401 - the same
         async for event in self.stream(prompt, **fields):
