@@ -90,37 +90,28 @@ TLS = ssl.create_default_context()
 
 
 @asynccontextmanager
-async def speaking(api: API, url: str, timeout: float = 60.0) -> AsyncIterator[Speaker]:
-    """Yield an adapter with its client, which is closed in the end; it waits for so many seconds."""
-    opened = {"anthropic": anthropic_client, "gemini": gemini_client}.get(api, openai_client)
-    async with opened(url, timeout) as client:
+async def speaking(api: API, url: str, timeout: float = 60.0, version: str = "v1") -> AsyncIterator[Speaker]:
+    """Yield an adapter with its client, which waits for so many seconds and is closed in the end."""
+    http: Any
+    client: Any
+    if api == "gemini":
+        retries = HttpRetryOptions(attempts=RETRIES, initial_delay=0.01)
+        options: dict[str, Any] = {"api_version": version, "retry_options": retries, "timeout": round(timeout * 1000)}
+        with httpx2.Client(verify=TLS) as unused:
+            async with httpx2.AsyncClient(verify=TLS) as http:
+                clients: dict[str, Any] = {"httpx_client": unused, "httpx_async_client": http}
+                client = genai.Client(api_key="any", http_options=HttpOptions(base_url=url, **options, **clients))
+                yield Speaker(api, adapter_for(api), client)
+        return
+    options = {"api_key": "any", "max_retries": RETRIES, "timeout": timeout}
+    if api == "anthropic":
+        http = anthropic.DefaultAsyncHttpxClient(verify=TLS)
+        client = anthropic.AsyncAnthropic(base_url=url, http_client=http, **options)
+    else:
+        http = openai.DefaultAsyncHttpxClient(verify=TLS)
+        client = openai.AsyncOpenAI(base_url=f"{url}/v1", http_client=http, **options)
+    async with client:
         yield Speaker(api, adapter_for(api), client)
-
-
-@asynccontextmanager
-async def anthropic_client(url: str, timeout: float) -> AsyncIterator[object]:
-    http = anthropic.DefaultAsyncHttpxClient(verify=TLS)
-    options: dict[str, Any] = {"max_retries": RETRIES, "timeout": timeout, "http_client": http}
-    async with anthropic.AsyncAnthropic(api_key="any", base_url=url, **options) as client:
-        yield client
-
-
-@asynccontextmanager
-async def openai_client(url: str, timeout: float) -> AsyncIterator[object]:
-    http = openai.DefaultAsyncHttpxClient(verify=TLS)
-    options: dict[str, Any] = {"max_retries": RETRIES, "timeout": timeout, "http_client": http}
-    async with openai.AsyncOpenAI(api_key="any", base_url=f"{url}/v1", **options) as client:
-        yield client
-
-
-@asynccontextmanager
-async def gemini_client(url: str, timeout: float) -> AsyncIterator[object]:
-    retries = HttpRetryOptions(attempts=RETRIES, initial_delay=0.01)
-    options: dict[str, Any] = {"retry_options": retries, "timeout": round(timeout * 1000)}
-    with httpx2.Client(verify=TLS) as unused:
-        async with httpx2.AsyncClient(verify=TLS) as http:
-            clients = {"httpx_client": unused, "httpx_async_client": http}
-            yield genai.Client(api_key="any", http_options=HttpOptions(base_url=url, **options, **clients))
 
 
 def of_type(events: list[Event], kind: type[T]) -> list[T]:
