@@ -26,7 +26,7 @@ except ImportError as error:
     ) from error
 
 DEFAULT_MAX_TOKENS = 8192
-"""The API wants to be told; every model that is offered takes this much."""
+"""The API wants to be told. It is as much as its smaller models take; ask for more where an answer may be longer."""
 
 _BY_TYPE: dict[str, Category] = {
     "rate_limit_error": "rate_limited",
@@ -88,7 +88,7 @@ class AnthropicAnswer(Answer):
         match event.type:
             case "message_start":
                 started = self.start(event.message.id, event.message.model)
-                return [*started, self.count(_plain(event.message.usage))]
+                return [*started, *self.count(_plain(event.message.usage))]
             case "content_block_start":
                 return self._begin_block(event.index, event.content_block)
             case "content_block_delta":
@@ -97,7 +97,7 @@ class AnthropicAnswer(Answer):
                 return self._end_block(event.index)
             case "message_delta":
                 self.reason = event.delta.stop_reason or self.reason
-                return [self.count(_plain(event.usage))]
+                return self.count(_plain(event.usage))
             case "message_stop":
                 self._stopped = True
         return []
@@ -109,7 +109,7 @@ class AnthropicAnswer(Answer):
             events += self._begin_block(index, block)
             events += self._end_block(index)
         self.reason, self._stopped = response.stop_reason, True
-        return [*events, self.count(_plain(response.usage))]
+        return [*events, *self.count(_plain(response.usage))]
 
     def _begin_block(self, index: int, block: Any) -> list[Event]:  # noqa: ANN401 - a union of two dozen
         if block.type == "text" and block.text:

@@ -64,7 +64,7 @@ class GeminiAnswer(Answer):
             if candidate.finish_reason is not None:
                 self.reason = candidate.finish_reason.value
         if event.usage_metadata is not None:
-            events.append(self.count(event.usage_metadata.model_dump(mode="json", by_alias=True, exclude_none=True)))
+            events += self.count(event.usage_metadata.model_dump(mode="json", by_alias=True, exclude_none=True))
         return events
 
     def read(self, response: types.GenerateContentResponse) -> list[Event]:

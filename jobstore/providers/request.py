@@ -65,6 +65,12 @@ class Message(_Asked):
 
     def _check(self) -> None:
         encode_text("content", self.content, InvalidArgument)
+        if (self.role == "tool") != (self.tool_call_id is not None):
+            raise InvalidArgument("tool_call_id", "goes with the result of a tool's call, and only with that")
+        if self.images and self.role != "user":
+            raise InvalidArgument("images", f"cannot go with a message of the role {self.role}")
+        if self.tool_calls and self.role != "assistant":
+            raise InvalidArgument("tool_calls", f"cannot go with a message of the role {self.role}")
 
 
 class Request(_Asked):
@@ -99,6 +105,8 @@ class Request(_Asked):
     def _check(self) -> None:
         encode_text("prompt", self.prompt, InvalidArgument)
         encode_text("system", self.system or "", InvalidArgument)
+        if not self.conversation:
+            raise InvalidArgument("prompt", "is empty, and there are no messages to go on from")
 
     @property
     def conversation(self) -> list[Message]:

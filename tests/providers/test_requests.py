@@ -336,6 +336,10 @@ async def test_a_prompt_that_lies_in_a_file_is_asked_whole(store: JobStore) -> N
         ("m", {"tools": [{"name": ""}]}, "name"),
         ("m", {"images": "a secret"}, "images"),
         ("m", {"options": ["a secret"]}, "options"),
+        ("m", {"messages": [{"role": "tool", "content": "a secret"}]}, "tool_call_id"),
+        ("m", {"messages": [{"role": "user", "tool_call_id": "a secret"}]}, "tool_call_id"),
+        ("m", {"messages": [{"role": "assistant", "images": ["a secret"]}]}, "images"),
+        ("m", {"messages": [{"role": "user", "tool_calls": [CALL.model_dump()]}]}, "tool_calls"),
     ],
 )
 async def test_a_job_that_cannot_be_asked_is_refused_and_names_the_field(
@@ -347,6 +351,12 @@ async def test_a_job_that_cannot_be_asked_is_refused_and_names_the_field(
     assert refused.value.field == named
     assert "secret" not in str(refused.value)
     assert refused.value.__context__ is None
+
+
+async def test_a_job_that_asks_nothing_is_refused(store: JobStore) -> None:
+    job = await job_with(store, {}, prompt="")
+    with pytest.raises(InvalidArgument, match="prompt: is empty"):
+        Request.of(job)
 
 
 def test_a_lone_surrogate_is_refused_as_it_could_not_be_sent() -> None:
@@ -369,7 +379,7 @@ messages = st.builds(Message, role=st.sampled_from(["user", "assistant"]), conte
     st.builds(
         Request,
         model=texts.filter(bool),
-        prompt=texts,
+        prompt=texts.filter(bool),
         messages=st.lists(messages, max_size=3),
         system=st.none() | texts,
         max_tokens=st.none() | st.integers(1, 10**6),
