@@ -78,7 +78,8 @@ def part(raw: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 def unexpected_error(provider: str, error: Exception, request_id: str | None) -> ProviderError:
     """Return what an error means that tells of no response: the network's, or what an unexpected response led to."""
     category = _category(error) or "server_error"
-    return ProviderError(provider, category, request_id=request_id, code=type(error.__cause__ or error).__name__)
+    cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
+    return ProviderError(provider, category, request_id=request_id, code=type(cause).__name__)
 
 
 def presentable(error: Exception) -> Exception | None:

@@ -68,6 +68,7 @@ async def test_a_stream_that_falls_silent_or_never_begins_is_a_timeout(
     async with speaking(api, server.url, timeout=0.3) as speaker:
         _, error = await speaker.ask_and_fail()
     assert (error.category, error.retryable, error.http_status) == ("timeout", True, None)
+    await asyncio.wait_for(server.idle(), 30)
 
 
 @pytest.mark.parametrize("failure", REFUSED)
