@@ -35,6 +35,26 @@ _BY_CLASS: tuple[tuple[str, str, Category], ...] = (
 counts."""
 
 
+_BY_STATUS: dict[int, Category] = {
+    401: "authentication",
+    402: "quota_exhausted",
+    403: "authentication",
+    408: "timeout",
+    409: "server_error",  # two requests in each other's way: another try may pass
+    413: "context_too_long",
+    429: "rate_limited",
+    503: "overloaded",
+    504: "timeout",
+    529: "overloaded",
+}
+_CLIENT_ERRORS = 4
+
+
+def status_category(status: int) -> Category:
+    """Return what an HTTP status means where nothing else says it."""
+    return _BY_STATUS.get(status) or ("invalid_request" if status // 100 == _CLIENT_ERRORS else "server_error")
+
+
 def retry_after(headers: Mapping[str, str]) -> float | None:
     """Return the seconds to wait that a response asks for: in milliseconds, in seconds or as a date."""
     for name, unit in (("retry-after-ms", 0.001), ("retry-after", 1.0)):

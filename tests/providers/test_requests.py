@@ -187,6 +187,14 @@ async def test_options_go_to_the_sdk_as_they_are_and_win(server: LLMServer, spea
         assert sent.items() <= settings.items()
 
 
+async def test_a_temperature_goes_to_anthropic_beside_what_else_the_body_is_to_have(
+    server: LLMServer, speakers: dict[API, Speaker]
+) -> None:
+    options: dict[str, Any] = {"extra_body": {"top_k": 3}}
+    body = await body_of(server, speakers["anthropic"], temperature=0.5, options=options)
+    assert (body["temperature"], body["top_k"]) == (0.5, 3)
+
+
 async def test_a_request_is_streamed_whatever_the_options_say(server: LLMServer, openai_chat: Speaker) -> None:
     assert (await body_of(server, openai_chat, options={"stream": False}))["stream"] is True
 
@@ -206,6 +214,7 @@ async def test_anthropic_is_told_how_long_an_answer_may_become_as_it_must_be(
     [
         ("openai", {"stop": ["END"]}, "stop"),
         ("gemini", {"options": {"http_options": {"base_url": "http://elsewhere"}}}, "options"),
+        ("gemini", {"options": {"httpOptions": {"baseUrl": "http://elsewhere"}}}, "options"),
         ("gemini", {"options": {"temprature": "a secret"}}, "options"),
         (
             "anthropic",
