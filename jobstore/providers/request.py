@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, JsonValue, ValidationError
 
 from jobstore.errors import InvalidArgument
-from jobstore.models import Job, Model, dump_json, encode_text, first_problem
+from jobstore.models import Job, Model, encode_text, first_problem
 from jobstore.providers.events import ToolCall
 
 Role = Literal["user", "assistant", "tool"]
@@ -126,34 +126,22 @@ class Request(_Asked):
             **defaults: Fields that hold where the job says nothing.
 
         Raises:
-            InvalidArgument: The job names no model, or a field cannot be accepted; it names the field.
+            InvalidArgument: The job names no model, its prompt was not loaded, or a field cannot be accepted; it names
+                the field.
 
         Example:
             >>> job = await store.jobs.enqueue("Explain", …, model_used="gpt-6-luna", metadata={"system": "Be brief."})
             >>> Request.of(job, max_tokens=1000).system
             'Be brief.'
         """
-        fields = {**defaults, **_chosen(job.metadata)}
+        fields: dict[str, Any] = {**defaults, **_chosen(job.metadata)}
         if job.model_used is not None:
             fields["model"] = job.model_used
         if "model" not in fields:
             raise InvalidArgument("model", "the job names none: enqueue it with model_used=…, or give a default")
-        fields["prompt"] = job.prompt or ""
-        return cls.read(fields)
-
-    @classmethod
-    def read(cls, fields: Mapping[str, Any]) -> Self:
-        """Build a request from plain JSON values.
-
-        Raises:
-            InvalidArgument: A field cannot be accepted; it names the field.
-        """
-        text = dump_json("request", {**fields})
-        try:
-            return cls.model_validate_json(text)
-        except ValidationError as error:
-            problem = first_problem(error)
-        raise InvalidArgument(*problem)  # out here, because that error quotes its input
+        if job.prompt is None:
+            raise InvalidArgument("prompt", "lies in a file: take a claim's job, or job.with_prompt(…)")
+        return cls(**{**fields, "prompt": job.prompt})
 
 
 _FROM_METADATA = frozenset(Request.model_fields) - {"model", "prompt"}

@@ -330,7 +330,10 @@ async def test_what_a_job_does_not_say_is_as_the_defaults_have_it(store: JobStor
 
 async def test_a_prompt_that_lies_in_a_file_is_asked_whole(store: JobStore) -> None:
     large = "large " * 20_000
-    assert Request.of(await job_with(store, {}, prompt=large)).prompt == large
+    job = await job_with(store, {}, prompt=large)
+    assert Request.of(job).prompt == large
+    with pytest.raises(InvalidArgument, match="prompt: lies in a file"):
+        Request.of(await store.jobs.get(job.id))
 
 
 @pytest.mark.parametrize(
@@ -398,7 +401,7 @@ messages = st.builds(Message, role=st.sampled_from(["user", "assistant"]), conte
 )
 def test_a_request_is_json_both_ways(request: Request) -> None:  # type: ignore[misc]
     assert Request.model_validate_json(request.model_dump_json()) == request
-    assert Request.read(json.loads(request.model_dump_json())) == request
+    assert Request(**json.loads(request.model_dump_json())) == request
 
 
 def test_no_text_shows_in_the_repr_of_a_request() -> None:
