@@ -13,8 +13,6 @@ from jobstore.health.salvage.log import Log
 MAGIC = b"SQLite format 3\x00"
 MOST_RESERVED = 32
 """Bytes at the end of a page that extensions keep for themselves, at most: 480 of 512 are always used."""
-FEW = 100
-"""Pages of a file too small to tell by its pages alone how large they are."""
 SAMPLE = 20_000
 """Pages that are looked at to find out how large they are."""
 LOCK_BYTE = 0x40000000
@@ -82,12 +80,10 @@ class Pages:
         """Return the size of a page, as the log or the header says, or else as most pages seem to have it."""
         if self._log.page_size:
             return self._log.page_size
-        said = _size_in(self._data[:100])
-        if said and len(self._data) < FEW * said:
+        if said := _size_in(self._data[:100]):
             return said
         shares = {size: self._plausible(size) for size in _SIZES}
-        likely = [size for size, share in shares.items() if share >= 0.8 * max(shares.values())]
-        return said if said in likely else likely[0]
+        return next(size for size, share in shares.items() if share >= 0.8 * max(shares.values()))
 
     def _plausible(self, size: int) -> float:
         """Return which share of the pages begins as one does if a page has this size.
