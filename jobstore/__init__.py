@@ -25,6 +25,7 @@ from jobstore.errors import (
     JobNotFound,
     JobStoreError,
     LeaseLost,
+    LoadError,
     MigrationRequired,
     NotFound,
     OutputError,
@@ -37,6 +38,7 @@ from jobstore.errors import (
     SessionNotFound,
     StatementFailed,
     StoreClosed,
+    TextsPruned,
 )
 from jobstore.lifecycle import AttemptOutcome, JobStatus
 from jobstore.models import (
@@ -53,7 +55,18 @@ from jobstore.models import (
     Usage,
 )
 from jobstore.operations.jobs import enqueue_new as enqueue
-from jobstore.overviews import Explanation, ExplanationReason, JobStats, Lane, LaneStats, Pause, WorkerInfo
+from jobstore.overviews import (
+    Explanation,
+    ExplanationReason,
+    JobStats,
+    Lane,
+    LaneStats,
+    Pause,
+    RetentionPolicy,
+    Space,
+    Vacuumed,
+    WorkerInfo,
+)
 from jobstore.sql import MakeOperation, Operation, Row, execute, execute_many, fetch_all, fetch_one
 from jobstore.store import JobStore, close_database, ensure_connection
 from jobstore.transactions import drive
@@ -90,6 +103,7 @@ __all__ = [
     "Lane",
     "LaneStats",
     "LeaseLost",
+    "LoadError",
     "MakeOperation",
     "MigrationRequired",
     "NewJob",
@@ -103,14 +117,18 @@ __all__ = [
     "PoolTimeout",
     "PromotionError",
     "ReadOnlyDatabase",
+    "RetentionPolicy",
     "Row",
     "SchemaMismatch",
     "Session",
     "SessionNotFound",
+    "Space",
     "StatementFailed",
     "StoreClosed",
+    "TextsPruned",
     "Unchanged",
     "Usage",
+    "Vacuumed",
     "WorkerInfo",
     "close_database",
     "drive",

@@ -23,9 +23,11 @@ The hierarchy::
     │   └── InvalidJob             … of a job; names the field
     ├── NotFound
     │   ├── JobNotFound
-    │   └── SessionNotFound
+    │   ├── SessionNotFound
+    │   └── TextsPruned            a job's prompt and response were removed; the job itself is there
     ├── InvalidTransition      the job's status does not allow this step
     ├── LeaseLost              the attempt has ended; nothing was changed
+    ├── LoadError              a dump cannot be loaded; names the line
     ├── PromotionError         a store cannot be copied into another, or is not yet wholly copied
     └── OutputError            a file of a large text is missing, damaged or out of bounds
         ├── OutputTooLarge         it would pass `max_output_bytes`
@@ -36,6 +38,7 @@ Messages say what is wrong and what to do. None carries the text of a prompt or 
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Literal
 
 ConstraintKind = Literal["unique", "foreign_key", "check", "not_null", "other"]
@@ -186,7 +189,7 @@ class PoolTimeout(DatabaseError):
 
 
 class ConnectionLost(DatabaseError):
-    """The connection ended before the outcome of a write was known: it may or may not have happened.
+    """The server was lost, and not found again in time. Where a write may have happened, the message says so.
 
     Attributes:
         waited: How long the server was sought in vain, in seconds; 0 if it was found.
@@ -259,6 +262,21 @@ class SessionNotFound(NotFound):
         super().__init__(f"no session {session_id!r}: create it with store.sessions.create()")
 
 
+class TextsPruned(NotFound):
+    """The prompt and the response of a job were removed, by a policy or by hand; the job itself is still there.
+
+    Attributes:
+        job_id: The job.
+        pruned_at: When they were removed.
+    """
+
+    def __init__(self, job_id: str, pruned_at: datetime) -> None:
+        self.job_id = job_id
+        self.pruned_at = pruned_at
+        moment = pruned_at.isoformat(" ", "seconds")
+        super().__init__(f"the texts of job {job_id} were pruned at {moment}: restore them from a backup")
+
+
 class InvalidTransition(JobStoreError):
     """The job's status does not allow this step; nothing was changed.
 
@@ -299,6 +317,31 @@ class PromotionError(JobStoreError):
     def __init__(self, message: str, differences: tuple[str, ...] = ()) -> None:
         self.differences = differences
         super().__init__(message)
+
+
+class LoadError(JobStoreError):
+    """A dump cannot be loaded, or not to its end. It never quotes what stands in the dump.
+
+    Attributes:
+        reason: What is wrong.
+        number: Of the line, or of the row where there are no lines, from 1 on; 0 if it is about the whole.
+        table: The table.
+        loaded: How many of its rows, from the first on, were dealt with before: they stay.
+    """
+
+    def __init__(self, reason: str, number: int, table: str = "", loaded: int = 0) -> None:
+        self.reason = reason
+        self.number = number
+        self.table = table
+        self.loaded = loaded
+        where = f"{table}, line {number}" if number else table
+        if loaded:
+            reason = f"{reason}; the {loaded:,} rows before it stay, mend it and go on with those there skipped"
+        super().__init__(f"{where}: {reason}")
+
+    def at(self, table: str, loaded: int) -> LoadError:
+        """Return the same error, with where it was met."""
+        return LoadError(self.reason, self.number, table, loaded)
 
 
 class OutputError(JobStoreError):

@@ -21,13 +21,17 @@ from jobstore.errors import InvalidArgument, StoreClosed
 from jobstore.migrate import Step
 from jobstore.operations import jobs, promotion
 from jobstore.outputs import MAX_OUTPUT_BYTES, place_of
+from jobstore.overviews import Vacuumed
+from jobstore.repositories import maintenance
 from jobstore.repositories.arguments import check_range
 from jobstore.repositories.backend import Backend
 from jobstore.repositories.jobs import JobRepository
 from jobstore.repositories.lanes import LaneRepository
 from jobstore.repositories.migrations import MigrationRepository
+from jobstore.repositories.retention import RetentionRepository
 from jobstore.repositories.sessions import FileRepository, SessionRepository
 from jobstore.repositories.state import CachedStateRepository, KeyValueRepository
+from jobstore.repositories.tables import TableRepository
 from jobstore.repositories.workers import WorkerRepository
 from jobstore.sql import MakeOperation, Operation, Row, Statement, Value
 
@@ -186,6 +190,16 @@ class JobStore:
         return self._opened().workers
 
     @property
+    def retention(self) -> RetentionRepository:
+        """The policies by which what has grown old is removed."""
+        return self._opened().retention
+
+    @property
+    def tables(self) -> TableRepository:
+        """Whole tables, to be dumped and loaded."""
+        return self._opened().tables
+
+    @property
     def sessions(self) -> SessionRepository:
         """The sessions by project."""
         return self._opened().sessions
@@ -273,14 +287,48 @@ class JobStore:
         Raises:
             OutputError: The outputs cannot be listed.
         """
-        backend = self._opened().backend
-        removed = 0
-        pages = backend.outputs.old_files()
-        # Listed before the database is asked, so a text named meanwhile is found there.
-        while paths := await in_thread(lambda: next(pages, None)):
-            named = await backend.read(jobs.file_paths_named, paths)
-            removed += await in_thread(backend.outputs.remove, [path for path in paths if path not in named])
-        return removed
+        return await maintenance.sweep(self._opened().backend)
+
+    async def maintain(self) -> list[str]:
+        """Do what is due to keep the store in shape, unless another process is at it; return what was done.
+
+        Workers call it by themselves, about once a minute; this is for workers of your own. It is due each hour to
+        apply the retention policies (`"retention"`) and to give space back when much is free (`"space"`), and each
+        day to sweep (`"sweep"`). It works in small rounds and pauses as long as each took. Cancelled, it goes on when
+        it is due again.
+
+        Raises:
+            DatabaseError: The database is unwell.
+            OutputError: The outputs cannot be listed.
+
+        Example:
+            >>> await store.maintain()
+            ['retention', 'sweep', 'space']
+        """
+        return await maintenance.maintain(self._opened().backend)
+
+    async def vacuum(self, *, secure: bool = False) -> Vacuumed:
+        """Give space back that holds nothing, beside anything, in steps of some milliseconds.
+
+        A file's free pages are cut off, and its write-ahead log is moved into it. On PostgreSQL the server vacuums
+        and analyzes each table.
+
+        Args:
+            secure: Raise unless nothing that was deleted is left in the file or its log. What a file system, an SSD
+                or a backup keeps is out of reach.
+
+        Returns:
+            What it took before and after.
+
+        Raises:
+            InvalidArgument: The file was made without auto_vacuum: `jobstore vacuum --full` writes it anew. Or
+                `secure` is asked of a database that cannot do it, such as PostgreSQL.
+            DatabaseError: With `secure`: readers kept the log.
+
+        Example:
+            >>> print((await store.vacuum()).after.total)
+        """
+        return await maintenance.vacuum(self._opened().backend, secure=secure)
 
     def _opened(self) -> _Open:
         if self._open is None:
@@ -296,6 +344,8 @@ class _Open:
         self.jobs = JobRepository(backend)
         self.lanes = LaneRepository(backend)
         self.workers = WorkerRepository(backend)
+        self.retention = RetentionRepository(backend)
+        self.tables = TableRepository(backend)
         self.sessions = SessionRepository(backend)
         self.files = FileRepository(backend)
         self.cached_state = CachedStateRepository(backend)

@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import JsonValue
 
-from jobstore import Claim, Job, JobStore, Usage
+from jobstore import Claim, Job, JobStore, LeaseLost, Usage
 from jobstore.outputs import OutputWriter
 
 
@@ -28,6 +28,7 @@ class JobContext:
         self._output: OutputWriter | None = None
         self._stack: AsyncExitStack | None = None  # made with the output: most jobs need neither
         self._opening = asyncio.Lock()
+        self._closed = False
 
     def __repr__(self) -> str:
         """Name the job and the attempt."""
@@ -57,6 +58,8 @@ class JobContext:
             DiskFull: There is no room for it.
         """
         async with self._opening:
+            if self._closed:
+                raise LeaseLost(self.claim.job_id, self.attempt)
             if self._output is None:
                 self._stack = AsyncExitStack()
                 self._output = await self._stack.enter_async_context(self.store.jobs.output(self.claim))
@@ -77,9 +80,11 @@ class JobContext:
         await self.store.jobs.progress(self.claim, status_message=status_message, usage=usage, metadata=metadata)
 
     async def close(self) -> None:
-        """Make what was streamed durable. The worker calls this when the handler has ended."""
-        if self._stack is not None:
-            await self._stack.aclose()
+        """Make what was streamed durable, and take no more. The worker calls this when the handler has ended."""
+        async with self._opening:  # a handler that was given up may be just about to stream its first piece
+            self._closed = True
+            if self._stack is not None:
+                await self._stack.aclose()
 
 
 class SyncJobContext:

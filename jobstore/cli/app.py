@@ -9,6 +9,7 @@ import typer
 from jobstore.cli import (
     changing,
     checking,
+    dumping,
     enqueueing,
     explaining,
     following,
@@ -17,7 +18,9 @@ from jobstore.cli import (
     migrating,
     pausing,
     promoting,
+    pruning,
     showing,
+    vacuuming,
     workers,
     working,
 )
@@ -64,6 +67,11 @@ app.command("tail", no_args_is_help=True)(reported(following.tail))
 app.command("cancel", no_args_is_help=True)(reported(changing.cancel))
 app.command("retry", no_args_is_help=True)(reported(changing.retry))
 app.command("clear", no_args_is_help=True)(reported(changing.clear))
+app.command("prune")(reported(pruning.prune))
+app.command("retention")(reported(pruning.retention))
+app.command("vacuum")(reported(vacuuming.vacuum))
+app.command("dump", no_args_is_help=True)(reported(dumping.dump))
+app.command("load", no_args_is_help=True)(reported(dumping.load))
 app.command("lanes")(reported(pausing.lanes))
 app.command("pause")(reported(pausing.pause))
 app.command("resume")(reported(pausing.resume))

@@ -21,8 +21,15 @@ Target = Annotated[
     ),
 ]
 Processes = Annotated[
-    int,
-    typer.Option("--processes", metavar="N", min=1, max=1000, help="How many processes run the worker, each its own."),
+    int | None,
+    typer.Option(
+        "--processes",
+        metavar="N",
+        min=1,
+        max=1000,
+        show_default=False,
+        help="Run the worker in so many processes, and start again those that crash; else it runs in this one.",
+    ),
 ]
 Concurrency = Annotated[
     int | None,
@@ -64,7 +71,7 @@ def work(
     context: typer.Context,
     target: Target,
     *,
-    processes: Processes = 1,
+    processes: Processes = None,
     concurrency: Concurrency = None,
     drain: Drain = False,
     grace: Grace = 10.0,
@@ -85,11 +92,11 @@ def work(
     Once it is told to stop it claims no more, and waits for running jobs as long as `--grace` says; what runs longer
     is given back. A second signal ends the waiting.
 
-    With `--processes`, one that crashes is started again, after a pause that grows. When one crashes five times in a
-    row, all end with exit code 1.
+    With `--processes`, also of one, a process that crashes is started again, after a pause that grows. When one
+    crashes five times in a row, all end with exit code 1.
     """
     logs.configure(log_level, log_format)
-    worker_process.check_metrics(metrics_port, processes)
+    worker_process.check_metrics(metrics_port, processes or 1)
     settings = Settings(
         target=target,
         named_database=named_database(context, db),
@@ -103,8 +110,8 @@ def work(
         metrics_port=metrics_port,
         supervised=supervised,
     )
-    if processes > 1 or reload:
-        _supervise(settings, processes, reload=reload)
+    if processes or reload:
+        _supervise(settings, processes or 1, reload=reload)
     else:
         worker_process.run(settings)
 

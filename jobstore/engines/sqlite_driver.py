@@ -34,6 +34,7 @@ DIALECT = Dialect(
     lateral=False,
     writes_in_with=False,
     holds_nul=True,
+    column_types="SELECT name, type FROM pragma_table_info(:table) ORDER BY cid",
 )
 
 MAX_BATCH_SECONDS = 0.05

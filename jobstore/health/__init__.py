@@ -1,4 +1,4 @@
-"""Caring for a database: checking and repairing it, copies of it, putting one back, and starting afresh.
+"""Caring for a database: checking and repairing it, copies of it, putting one back, starting afresh, writing it anew.
 
 All of it blocks: call it in a thread where an event loop runs.
 """
@@ -9,6 +9,7 @@ from jobstore.health.repairing import repair
 from jobstore.health.report import Finding, Repair, Report, Salvaged
 from jobstore.health.resetting import Reset, reset
 from jobstore.health.restoring import Restored, restore
+from jobstore.health.rewriting import write_anew
 from jobstore.progress import Progress
 
 __all__ = [
@@ -25,4 +26,5 @@ __all__ = [
     "repair",
     "reset",
     "restore",
+    "write_anew",
 ]

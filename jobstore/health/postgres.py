@@ -11,7 +11,8 @@ from psycopg.rows import DictRow, dict_row
 
 from jobstore.clock import Clock
 from jobstore.databases import PostgresDatabase, migrate_command
-from jobstore.engines.postgres_driver import DIALECT, configure, translate
+from jobstore.engines.postgres_driver import DIALECT, configure
+from jobstore.engines.postgres_errors import translate
 from jobstore.engines.postgres_pipeline import bind, to_query
 from jobstore.engines.postgres_server import MINIMUM_SERVER
 from jobstore.errors import DatabaseError

@@ -7,7 +7,7 @@ from psycopg.rows import tuple_row
 
 from jobstore.clock import system_clock
 from jobstore.databases import PostgresDatabase
-from jobstore.engines.postgres_driver import translate
+from jobstore.engines.postgres_errors import translate
 from jobstore.engines.postgres_schema import SCHEMA_LOCK
 from jobstore.engines.postgres_server import Server
 from jobstore.errors import DatabaseBusy, DatabaseInUse, SchemaMismatch
@@ -15,7 +15,7 @@ from jobstore.migrate.postgres import BUSY_DEADLINE
 from jobstore.operations.promotion import TABLES
 from jobstore.promotion.pair import some
 
-_EMPTIED = (*(table.name for table in TABLES), "lanes", "promotion", "workers")
+_EMPTIED = (*(table.name for table in TABLES), "lanes", "maintenance", "promotion", "workers")
 _NOW = "CAST(extract(epoch FROM clock_timestamp()) * 1000 AS BIGINT)"
 _HOLDERS = f"""
     SELECT id FROM workers WHERE expires_at > {_NOW}

@@ -13,7 +13,8 @@ from psycopg import sql
 from psycopg.rows import tuple_row
 
 from jobstore.clock import Clock, from_milliseconds, system_clock
-from jobstore.engines.postgres_driver import statements, translate
+from jobstore.engines.postgres_driver import statements
+from jobstore.engines.postgres_errors import translate
 from jobstore.engines.postgres_schema import SCHEMA_LOCK
 from jobstore.engines.postgres_server import Server
 from jobstore.errors import DatabaseBusy, InvalidArgument, SchemaMismatch

@@ -120,17 +120,13 @@ class Migrator:
             return Result([], None)
         try:
             # Others may have it open, but nobody swaps the file meanwhile.
-            with shared(self._path) as share, contextlib.closing(self._create_and_connect()) as connection:
+            with shared(self._path) as share, contextlib.closing(_connect(self._path)) as connection:
                 _prepare_if_empty(connection)
                 connection.execute("PRAGMA busy_timeout=0")  # our own, fairer retry takes over
                 adopted = self._adopt(connection, share, announce, backed_up)
                 return adopted or self._apply_all(connection, share, announce, backed_up)
         except sqlite3.Error as error:
             raise translate(error) from error
-
-    def _create_and_connect(self) -> sqlite3.Connection:
-        create_private(self._path)
-        return _connect(self._path)
 
     def rehearse(self) -> Adoption | None:
         """Return what adopting a database of the old system would find and do; None if it is another.
@@ -257,6 +253,7 @@ class Migrator:
 
 
 def _connect(path: Path) -> sqlite3.Connection:
+    create_private(path)
     connection = connect_writer(path, "full")
     # Before any transaction, where it would be a silent no-op. See the guide: dropping a table that is
     # rebuilt would delete its children's rows.

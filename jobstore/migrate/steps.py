@@ -96,7 +96,7 @@ def check_applied(steps: Sequence[Step], applied: Sequence[AppliedMigration]) ->
     changed = tuple(record.name for record in applied if known[record.name] != record.checksum)
     if changed:
         raise SchemaMismatch(
-            f"the applied step {', '.join(changed)} was changed afterwards: restore its file and write a new step",
+            f"what was applied as {', '.join(changed)} was changed afterwards: restore its file and write a new step",
             changed,
         )
 

@@ -11,10 +11,10 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from jobstore.errors import InvalidArgument
 from jobstore.models import Session, dump_json, encode_text, first_problem
-from jobstore.operations import files, jobs, sessions
+from jobstore.operations import files, sessions
 from jobstore.repositories.arguments import check_iterable, identifier, path_text
 from jobstore.repositories.backend import Backend, new_id
-from jobstore.repositories.job_control import delete_all
+from jobstore.repositories.pruning import delete_of_session
 from jobstore.sql import Value
 
 
@@ -92,7 +92,7 @@ class SessionRepository:
             SessionNotFound: There is no such session.
         """
         session_id = identifier("session_id", session_id)
-        await delete_all(self._backend, jobs.delete_of_session, session_id)
+        await delete_of_session(self._backend, session_id)
         await self._backend.write(sessions.delete, session_id)
 
     async def list(self, project_directory: str | Path | None = None) -> builtins.list[Session]:

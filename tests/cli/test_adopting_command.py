@@ -72,9 +72,10 @@ def test_a_dry_run_tells_the_same_and_changes_nothing(command: Command, old: Pat
     lines = command.ok("migrate", "--db", old, "--dry-run").splitlines()
     document = command.json("migrate", "--db", old, "--dry-run")
     assert traces_of(old.parent) == before
-    assert lines[:3] == [f"would back up {old}", f"would apply {NAMES[0]}", f"would adopt {old}"]
-    report = command.ok("migrate", "--db", old).partition(f"applying {NAMES[0]}\n")[2].splitlines()
-    assert lines[3:] == report[:-1]
+    foretold = [f"would back up {old}", *(f"would apply {name}" for name in NAMES), f"would adopt {old}"]
+    assert lines[: len(foretold)] == foretold
+    report = command.ok("migrate", "--db", old).partition(f"applying {NAMES[-1]}\n")[2].splitlines()
+    assert lines[len(foretold) :] == report[:-1]
     assert document["adoption"]["tables"]["background_jobs"]["rows"] == 100
     assert document["backup"] is True
 

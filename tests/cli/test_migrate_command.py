@@ -116,7 +116,7 @@ def test_a_dry_run_of_a_new_database_makes_no_backup(command: Command, tmp_path:
         ("no database", "not an SQLite database"),
         ("nowhere", "does not exist"),
         ("newer", "install that version"),
-        ("changed", f"the applied step {NAMES[0]} was changed"),
+        ("changed", f"what was applied as {', '.join(NAMES)} was changed"),
         ("another program's", "use another file"),
     ],
 )

@@ -64,6 +64,7 @@ PUBLIC = [
     "Lane",
     "LaneStats",
     "LeaseLost",
+    "LoadError",
     "MakeOperation",
     "MigrationRequired",
     "NewJob",
@@ -77,14 +78,18 @@ PUBLIC = [
     "PoolTimeout",
     "PromotionError",
     "ReadOnlyDatabase",
+    "RetentionPolicy",
     "Row",
     "SchemaMismatch",
     "Session",
     "SessionNotFound",
+    "Space",
     "StatementFailed",
     "StoreClosed",
+    "TextsPruned",
     "Unchanged",
     "Usage",
+    "Vacuumed",
     "WorkerInfo",
     "close_database",
     "drive",
@@ -121,7 +126,18 @@ def test_public_classes_say_what_they_are(kind: type) -> None:
 
 def test_every_public_method_of_the_repositories_is_documented() -> None:
     store = jobstore.JobStore
-    for name in ("jobs", "lanes", "workers", "sessions", "files", "cached_state", "kv", "migrations"):
+    for name in (
+        "jobs",
+        "lanes",
+        "workers",
+        "retention",
+        "tables",
+        "sessions",
+        "files",
+        "cached_state",
+        "kv",
+        "migrations",
+    ):
         repository = inspect.signature(getattr(store, name).fget).return_annotation
         module = inspect.getmodule(store)
         assert module is not None

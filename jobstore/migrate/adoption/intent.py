@@ -7,12 +7,11 @@ when a killed adoption is run again, it knows the outputs that it began for its 
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 from pathlib import Path
 
 from jobstore.errors import DiskFailed
-from jobstore.files import create_private, sync_folder
+from jobstore.files import write_private
 
 _STORE_ID = re.compile(r"[0-9a-f]{32}")
 
@@ -43,15 +42,7 @@ class Intent:
         Raises:
             DatabaseError: There is no room, or the folder cannot be written.
         """
-        create_private(self._path)
-        try:
-            with self._path.open("w", encoding="ascii") as file:
-                file.write(store_id)
-                file.flush()
-                os.fsync(file.fileno())
-            sync_folder(self._path.parent)
-        except OSError as error:
-            raise DiskFailed(f"{self._path} cannot be written: {error.strerror}") from error
+        write_private(self._path, store_id.encode())
 
     def forget(self) -> None:
         """Remove the file: the database has the id. If it stays, it does no harm."""
