@@ -87,6 +87,7 @@ def _apply(name: str, migrator: AnyMigrator, *, as_json: bool) -> None:
         show_adoption(result.adoption)
     if result.not_compacted is not None:
         note(
-            f"the room of the old tables was not given back ({result.not_compacted}): run `jobstore vacuum --full` when there is time"
+            f"the room of the old tables was not given back ({result.not_compacted}): "
+            "run `jobstore vacuum --full` when there is time"
         )
     say(f"{name} is up to date")
