@@ -48,6 +48,7 @@ class PostgresSubject:
         tell: Called as it goes on.
     """
 
+    remedy = "mend the rows with SQL, after a pg_dump"
     texts: Outputs | None = None
 
     def __init__(self, connection: Connection, steps: list[Step], command: str, clock: Clock, tell: Tell) -> None:

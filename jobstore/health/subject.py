@@ -31,6 +31,8 @@ class Subject(Protocol):
 
     clock: Clock
     tell: Tell
+    remedy: str
+    """What mends the rows."""
 
     @property
     def texts(self) -> Outputs | None:
@@ -52,6 +54,7 @@ class SQLiteSubject:
         log: What its log held while nobody used it; None if somebody did.
     """
 
+    remedy = "run `jobstore check --repair`"
     texts: Outputs | None = None
 
     def __init__(

@@ -100,6 +100,7 @@ def test_rows_that_break_a_rule_are_named(schema: str) -> None:
         " VALUES ('j', 't', 'a', 'completed', 0, 1700000000000, 1700000000000, 'p');"
         "ALTER TABLE background_jobs ENABLE TRIGGER background_jobs_check",
     )
+    assert "pg_dump" in (failed(schema)["jobs"].remedy or "")
     assert failed(schema)["jobs"].details == ("job-end: jobs that ended, but have no `finished_at`: 1 (j)",)
 
 

@@ -90,9 +90,21 @@ def test_below_a_lost_root_rows_are_found_by_the_map_alone(tmp_path: Path, vacuu
 @pytest.mark.parametrize("page_size", [1024, 4096])
 def test_a_header_of_which_one_byte_is_wrong_is_seen_through(tmp_path: Path, page_size: int, at: int) -> None:
     path = tmp_path / "header.db"
-    written(path, [(n, "text" * (n % 30), -n) for n in range(2_000)], page_size)
+    written(path, [(n, "text" * (n % 300), -n) for n in range(2_000)], page_size)
     with path.open("r+b") as file:
         file.seek(at)
         file.write(b"\xff")
     with Pages(path) as pages:
         assert len(list(Survey(pages).rows("plain"))) == 2_000
+
+
+@pytest.mark.parametrize("page_size", [1024, 4096, 8192])
+def test_the_size_of_a_page_is_found_among_long_texts(tmp_path: Path, page_size: int) -> None:
+    path = tmp_path / "long.db"
+    long = "a line\nand another\r\n" * 2_000  # most pages begin somewhere within it
+    written(path, [(n, long, -n) for n in range(200)], page_size)
+    with path.open("r+b") as file:
+        file.write(b"\0" * 100)
+    with Pages(path) as pages:
+        assert pages.size == page_size
+        assert len(list(Survey(pages).rows("plain"))) == 200

@@ -12,8 +12,6 @@ from jobstore.operations.invariants import JSON_RULES, RULES, Rule
 from jobstore.operations.migrations import store_id
 from jobstore.operations.registering import live_workers
 
-REPAIR = "run `jobstore check --repair`"
-
 
 def sessions(subject: Subject) -> Finding:
     """Check the sessions and their files."""
@@ -39,7 +37,7 @@ def identity(subject: Subject) -> Finding:
     """Check that the database knows which store it is."""
     name = subject.read(store_id)
     if not name:
-        return bad("identity", "the database does not say which store it is", REPAIR)
+        return bad("identity", "the database does not say which store it is", subject.remedy)
     return good("identity", f"store {name}")
 
 
@@ -59,7 +57,7 @@ def leases(subject: Subject) -> Finding:
         return bad(
             "leases",
             f"leases that ended more than a minute ago, and nobody has claimed since: {overdue:,}",
-            f"start a worker, or {REPAIR}",
+            f"start a worker, or {subject.remedy}",
         )
     holders = subject.read(promoting.holders)
     return good("leases", f"jobs that run, each with its lease: {sum(holders.values()):,}")
@@ -80,7 +78,7 @@ def _by_rules(subject: Subject, name: str, tables: tuple[str, ...], rules: Seque
         broken = subject.read(invariants.count_broken, table, own)
         problems += [_described(subject, rule, broken[rule.name]) for rule in own if rule.name in broken]
     if problems:
-        return bad(name, f"rules that rows break: {len(problems)}", REPAIR, *problems)
+        return bad(name, f"rules that rows break: {len(problems)}", subject.remedy, *problems)
     checked = sum(rule.table in tables for rule in rules)
     return good(name, f"rules that all rows keep: {checked}")
 

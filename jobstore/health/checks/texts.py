@@ -53,7 +53,7 @@ def whole(subject: Subject) -> Finding:
         return bad(
             "texts",
             f"large texts that are missing or damaged: {len(damaged):,}",
-            "restore them from a backup; else `jobstore check --repair` notes their loss in the rows",
+            f"restore them from a backup; else {subject.remedy}",
             *some(lines, 20),
         )
     return good("texts", f"large texts, each of them whole: {subject.read(promotion.count_files):,}")
@@ -68,7 +68,7 @@ def orphans(subject: Subject) -> Finding:
         return bad(
             "orphans",
             f"large texts of more than a day ago that no row names: {len(found):,}",
-            "run `jobstore check --repair`, which moves them into a trash folder, or call `store.sweep()`",
+            f"call `store.sweep()`, which removes them, or {subject.remedy}",
             *some(found),
         )
     return good("orphans", "every large text of more than a day ago is named by a row")

@@ -13,15 +13,19 @@ from jobstore.health.salvage.log import Log
 MAGIC = b"SQLite format 3\x00"
 MOST_RESERVED = 32
 """Bytes at the end of a page that extensions keep for themselves, at most: 480 of 512 are always used."""
-FEW = 100
-"""Pages of a file too small to tell by its pages alone how large they are."""
+DEFAULT = 4096
+"""SQLite's size of a page, if nobody asks for another."""
+FEW = 20
+"""Fewer pages do not tell how large they are."""
+MOST_FRAGMENTS = 60
+"""Bytes between cells that are too few to be used: with more, SQLite tidies the page up."""
 SAMPLE = 20_000
 """Pages that are looked at to find out how large they are."""
 LOCK_BYTE = 0x40000000
 """The page with this byte is never used."""
 
 _SIZES = (512, 1024, 2048, 4096, 8192, 16384, 32768, 65536)
-_KINDS = b"\x02\x05\x0a\x0d"
+_INNER_KINDS, _KINDS = b"\x02\x05", b"\x02\x05\x0a\x0d"
 _ENCODINGS = {1: "utf-8", 2: "utf-16-le", 3: "utf-16-be"}
 
 
@@ -82,28 +86,31 @@ class Pages:
         """Return the size of a page, as the log or the header says, or else as most pages seem to have it."""
         if self._log.page_size:
             return self._log.page_size
-        said = _size_in(self._data[:100])
-        if said and len(self._data) < FEW * said:
+        if said := _size_in(self._data[:100]):
             return said
-        shares = {size: self._plausible(size) for size in _SIZES}
-        likely = [size for size, share in shares.items() if share >= 0.8 * max(shares.values())]
-        return said if said in likely else likely[0]
+        shares = {size: share for size in _SIZES if (share := self._plausible(size)) is not None}
+        likely = (size for size, share in shares.items() if share >= 0.7 * max(shares.values()))
+        return next(likely, DEFAULT)
 
-    def _plausible(self, size: int) -> float:
-        """Return which share of the pages begins as one does if a page has this size.
+    def _plausible(self, size: int) -> float | None:
+        """Return which share of the pages begins as one does if a page has this size; None of too few to tell.
 
-        At a multiple of the true size it is about the same, at a part of it only so much less.
+        At a multiple of the true size it is about the same; at a part of it, half as many do at the most.
         """
         starts = range(size, min(len(self._data), SAMPLE * size), size)
-        seeming = sum(self._begins_page(start) for start in starts)
-        return seeming / len(starts) if starts else 0.0
+        seeming = sum(self._begins_page(start, size) for start in starts)
+        return seeming / len(starts) if seeming >= FEW else None
 
-    def _begins_page(self, start: int) -> bool:
-        head = self._data[start : start + 8]
-        if len(head) < 8 or head[0] not in _KINDS:  # noqa: PLR2004 - the length of a leaf's header
+    def _begins_page(self, start: int, size: int) -> bool:
+        """Whether a page of a b-tree begins here: its cells lie behind the list of them, and within the page."""
+        kind, free, cells, content, fragments = struct.unpack(">BHHHB", self._data[start : start + 8].ljust(8, b"\0"))
+        first, content = 12 if kind in _INNER_KINDS else 8, content or 65536
+        if kind not in _KINDS or not first + 2 * cells <= content <= size or free >= size or fragments > MOST_FRAGMENTS:
             return False
-        cells, content = struct.unpack(">HH", head[3:7])
-        return bool(2 * cells <= content or content == 0)  # the pointers to the cells lie in front of them
+        listed = self._data[start + first : start + first + 2 * cells]
+        if not cells or len(listed) < 2 * cells:
+            return not cells and content == size
+        return all(content <= cell < size for (cell,) in struct.iter_unpack(">H", listed))
 
     def _seems_mapped(self) -> bool:
         """Whether the second page is one of the map: entries of a kind and a page each."""
