@@ -12,10 +12,16 @@ from pathlib import Path
 
 import pytest
 from blockbuster import BlockBuster, blockbuster_ctx
+from hypothesis import settings
 
 from jobstore import JobStore
 from jobstore.testing import FakeClock
 from tests import postgres
+
+# The same examples in every run, so that a run tells of its change. `--hypothesis-profile=searching` looks for others.
+settings.register_profile("steady", derandomize=True)
+settings.register_profile("searching")
+settings.load_profile("steady")
 
 # A shell lets its background jobs ignore it, and child processes would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import itertools
 import re
@@ -81,6 +82,7 @@ async def pipeline(connection: Connection) -> AsyncIterator[None]:
     """Send what is executed within without waiting for the results; at the end all are there.
 
     After a failure, psycopg would log what else fails at the pipeline's end, values that the server quotes included.
+    Cancelled meanwhile, it closes the connection: what is still under way would be taken for the next one's results.
     """
     failure: BaseException | None = None
     try:
@@ -89,9 +91,12 @@ async def pipeline(connection: Connection) -> AsyncIterator[None]:
                 yield
             except BaseException as error:  # noqa: BLE001 - raised below, whatever it is
                 failure = error
-    except psycopg.Error:
-        if failure is None:
-            raise
+    except psycopg.Error as error:
+        failure = failure or error
+    except asyncio.CancelledError as error:
+        failure = error
+    if isinstance(failure, asyncio.CancelledError):
+        connection.pgconn.finish()
     if failure is not None:
         raise failure
 

@@ -210,7 +210,7 @@ def assert_states(old: list[Row], new: Path, table: str) -> None:
         assert any(
             key[-1] == (shown(row["key"]) or "") and _holds(now, everything, kept)
             for key, now in there.items()
-            for kept in [one for shown, one in left if tuple(shown) == key] or [{}]
+            for kept in [*(one for shown, one in left if tuple(shown) == key), {}]
         ), everything
 
 
@@ -223,7 +223,10 @@ def _holds(now: Row, old: Row, kept: Row) -> bool:
         elif name == "value":
             if now["value"] != value and json.loads(now["value"]) != value:
                 return False
-        elif value != "" and now.get(name) != (milliseconds(value) if name == "updated_at" else value):
+        elif name == "updated_at" and type(value) is int:
+            if now[name] != milliseconds(value):
+                return False
+        elif value != "" and value != now.get(name):
             return False
     return True
 

@@ -29,7 +29,7 @@ from jobstore.aio import in_thread
 from jobstore.health import archives, backup, copies, restore
 from jobstore.outputs import Outputs
 from jobstore.ownership import exclusive
-from jobstore.promotion import Report
+from jobstore.progress import Tell
 from tests.processes.support import finish, spawn
 
 from .conftest import FILLED, LANE, LARGE, contents
@@ -248,7 +248,7 @@ def test_a_text_that_is_pruned_while_it_is_copied_is_not_missed(filled: Path, mo
     copy_texts = copies.copy_texts
     rounds: list[int] = []
 
-    def prune_first(path: Path, source: Outputs, target: Outputs, report: Report) -> list[str]:
+    def prune_first(path: Path, source: Outputs, target: Outputs, report: Tell) -> list[str]:
         rounds.append(1)
         if len(rounds) == 1:
             asyncio.run(_prune(filled))
