@@ -7,8 +7,10 @@ Example:
     ...     await store.jobs.complete(claim, "Hello!")
 """
 
+from jobstore.calls import ApiCall, Settlement, UnknownPolicy
 from jobstore.clock import Clock
 from jobstore.errors import (
+    CallNotFound,
     ConnectionLost,
     ConstraintFailed,
     DatabaseBusy,
@@ -35,7 +37,7 @@ from jobstore.errors import (
     StatementFailed,
     StoreClosed,
 )
-from jobstore.lifecycle import AttemptOutcome, JobStatus
+from jobstore.lifecycle import AttemptOutcome, CallStatus, JobStatus
 from jobstore.models import (
     UNCHANGED,
     AppliedMigration,
@@ -57,9 +59,12 @@ from jobstore.transactions import drive
 
 __all__ = [
     "UNCHANGED",
+    "ApiCall",
     "AppliedMigration",
     "Attempt",
     "AttemptOutcome",
+    "CallNotFound",
+    "CallStatus",
     "Claim",
     "Clock",
     "ConnectionLost",
@@ -101,9 +106,11 @@ __all__ = [
     "SchemaMismatch",
     "Session",
     "SessionNotFound",
+    "Settlement",
     "StatementFailed",
     "StoreClosed",
     "Unchanged",
+    "UnknownPolicy",
     "Usage",
     "WorkerInfo",
     "close_database",

@@ -21,6 +21,7 @@ The hierarchy::
     │   └── InvalidJob             … of a job; names the field
     ├── NotFound
     │   ├── JobNotFound
+    │   ├── CallNotFound
     │   └── SessionNotFound
     ├── InvalidTransition      the job's status does not allow this step
     ├── LeaseLost              the attempt has ended; nothing was changed
@@ -196,6 +197,18 @@ class JobNotFound(NotFound):
     def __init__(self, job_id: str) -> None:
         self.job_id = job_id
         super().__init__(f"no job {job_id!r}: it was never enqueued here, or it was pruned")
+
+
+class CallNotFound(NotFound):
+    """There is no such call in the ledger.
+
+    Attributes:
+        call_id: The id that was asked for.
+    """
+
+    def __init__(self, call_id: str) -> None:
+        self.call_id = call_id
+        super().__init__(f"no call {call_id!r}: it was never made here, or its job was pruned")
 
 
 class SessionNotFound(NotFound):

@@ -20,6 +20,7 @@ from jobstore.operations import jobs, promotion
 from jobstore.outputs import place_of
 from jobstore.repositories.arguments import check_range
 from jobstore.repositories.backend import Backend
+from jobstore.repositories.calls import CallRepository
 from jobstore.repositories.jobs import JobRepository
 from jobstore.repositories.lanes import LaneRepository
 from jobstore.repositories.migrations import MigrationRepository
@@ -159,6 +160,11 @@ class JobStore:
         return self._opened().jobs
 
     @property
+    def calls(self) -> CallRepository:
+        """The ledger: the requests to language models that were made for jobs."""
+        return self._opened().calls
+
+    @property
     def lanes(self) -> LaneRepository:
         """The lanes: how they stand, pausing and resuming them."""
         return self._opened().lanes
@@ -277,6 +283,7 @@ class _Open:
     def __init__(self, backend: Backend, steps: Sequence[Step]) -> None:
         self.backend = backend
         self.jobs = JobRepository(backend)
+        self.calls = CallRepository(backend)
         self.lanes = LaneRepository(backend)
         self.workers = WorkerRepository(backend)
         self.sessions = SessionRepository(backend)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Literal, NamedTuple
 
-from jobstore.lifecycle import EXPIRED, WORKER_LOST, AttemptOutcome
+from jobstore.lifecycle import CALL_UNKNOWN, EXPIRED, WORKER_LOST, AttemptOutcome
 from jobstore.models import Claim, Heartbeat, Job, NewJob, Text
 from jobstore.operations import jobs, pausing
 from jobstore.operations.attempts import HELD
@@ -110,11 +110,18 @@ def start_recorded(now: int, job_id: str, new: NewJob, prompt: Text, worker_id: 
     return Claim.of(job, worker_id, expires)
 
 
+_IS_TO_BE_HELD = """EXISTS (
+    SELECT 1 FROM api_calls
+    WHERE job_id = :job_id AND api_calls.attempt = :attempt AND api_calls.status = 'unknown' AND on_unknown = 'hold')"""
+_HELD_MESSAGE = "its process ended while a call was under way: see what became of it, then retry the job"
+
+
 @guarded
 def rescue(now: int) -> Operation[int]:
     """End up to `MAX_DUE` attempts whose lease has ended; return how many.
 
-    Their jobs become idle again, failed when their attempts are used up, canceled when that was asked for.
+    Their jobs become idle again, failed when their attempts are used up, canceled when that was asked for. Calls that
+    were under way are `unknown` by now, as the database notes by itself; a job that is to be held then fails.
     """
     facts = yield from dialect()
     # Where rows can be locked, a job that someone else has locked is passed over as well, or every claim would wait.
@@ -131,15 +138,20 @@ def rescue(now: int) -> Operation[int]:
         """,
         now=now,
     )
-    used_up = "cancel_requested_at IS NULL AND attempts_used >= max_attempts"
     yield from execute_many(
         f"""
         UPDATE background_jobs SET
             status = CASE WHEN cancel_requested_at IS NOT NULL THEN 'canceled'
-                          WHEN attempts_used >= max_attempts THEN 'failed' ELSE 'idle' END,
-            finished_at = CASE WHEN cancel_requested_at IS NOT NULL OR attempts_used >= max_attempts THEN :now END,
-            error_type = CASE WHEN {used_up} THEN '{WORKER_LOST}' ELSE error_type END,
-            error_message = CASE WHEN {used_up} THEN 'the lease of its last attempt expired' ELSE error_message END,
+                          WHEN {_IS_TO_BE_HELD} OR attempts_used >= max_attempts THEN 'failed' ELSE 'idle' END,
+            finished_at = CASE WHEN cancel_requested_at IS NOT NULL OR {_IS_TO_BE_HELD}
+                                    OR attempts_used >= max_attempts THEN :now END,
+            error_type = CASE WHEN cancel_requested_at IS NOT NULL THEN error_type
+                              WHEN {_IS_TO_BE_HELD} THEN '{CALL_UNKNOWN}'
+                              WHEN attempts_used >= max_attempts THEN '{WORKER_LOST}' ELSE error_type END,
+            error_message = CASE WHEN cancel_requested_at IS NOT NULL THEN error_message
+                                 WHEN {_IS_TO_BE_HELD} THEN '{_HELD_MESSAGE}'
+                                 WHEN attempts_used >= max_attempts THEN 'the lease of its last attempt expired'
+                                 ELSE error_message END,
             updated_at = :now
         WHERE {HELD}
         """,

@@ -19,6 +19,7 @@ from jobstore.leases import LeaseKeeper
 from jobstore.models import Text, encode_text
 from jobstore.operations import migrations
 from jobstore.outputs import Kind, OutputFile, Outputs, Place, open_outputs
+from jobstore.repositories.settlements import Settlements
 from jobstore.sql import MakeOperation
 
 T = TypeVar("T")
@@ -46,6 +47,7 @@ class Backend:
     def __init__(self, engine: Engine, outputs_place: Place | None, inline_limit: int) -> None:
         self.engine = engine
         self.inline_limit = inline_limit
+        self.settlements = Settlements()
         self._leases = LeaseKeeper(engine)
         self._outputs_place = outputs_place
         self._outputs: Outputs | None = None
