@@ -25,8 +25,7 @@ from rich.table import Table
 
 import jobstore
 from jobstore import Job, JobStatus, JobStore, NewJob, Usage
-from jobstore.providers import Done, ProviderError, Text
-from jobstore.providers.anthropic import stream
+from jobstore.providers import Done, ProviderError, Request, Text, adapter_of
 from jobstore.testing import LLMServer
 from jobstore.workers import Fail, JobContext, Retry, Worker
 
@@ -78,8 +77,8 @@ def make_worker(store: JobStore, client: AsyncAnthropic, board: Progress) -> Wor
         name, received = str(job.job.metadata["name"]), 0
         line = board.add_task(name, total=None)
         try:
-            max_tokens = MAX_TOKENS[job.job.task_type]
-            async for event in stream(client, model=MODEL, prompt=job.prompt, max_tokens=max_tokens):
+            request = Request.of(job.job, max_tokens=MAX_TOKENS[job.job.task_type])
+            async for event in adapter_of(client).stream(client, request):
                 match event:
                     case Text(text=text):
                         await job.write(text)

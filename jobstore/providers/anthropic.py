@@ -2,40 +2,32 @@
 
 from __future__ import annotations
 
-import math
-import time
-from collections.abc import AsyncGenerator, Mapping
-from email.utils import parsedate_to_datetime
-from json import JSONDecodeError
-from typing import Any
-
-from pydantic import JsonValue
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import groupby
+from typing import Any, ClassVar
 
 from jobstore.models import Usage
+from jobstore.providers.base import Adapter, Answer, Opened
+from jobstore.providers.common import count, part, refused_by_sdk, retry_after, unexpected_error
 from jobstore.providers.errors import Category, ProviderError
-from jobstore.providers.events import Done, Event, FinishReason, Text
+from jobstore.providers.events import Event, FinishReason, Reasoning, Text, ToolCall
+from jobstore.providers.images import Image, read_images
+from jobstore.providers.request import Message, Request
 
 try:
     import anthropic
-    import httpx2
     from anthropic import AsyncAnthropic
-    from anthropic.types import MessageDeltaUsage, RawMessageStreamEvent
-    from anthropic.types import Usage as MessageUsage
+    from anthropic.types import Message as MessageResponse
+    from anthropic.types import RawMessageStreamEvent
 except ImportError as error:
     raise ImportError(
         "jobstore.providers.anthropic needs the Anthropic SDK: pip install 'jobstore[anthropic]'"
     ) from error
 
-PROVIDER = "anthropic"
+DEFAULT_MAX_TOKENS = 8192
+"""The API wants to be told; every model that is offered takes this much."""
 
-_FINISH_REASONS: dict[str, FinishReason] = {
-    "end_turn": "stop",
-    "stop_sequence": "stop",
-    "max_tokens": "length",
-    "model_context_window_exceeded": "length",
-    "tool_use": "tool_calls",
-    "pause_turn": "paused",
-}
 _BY_TYPE: dict[str, Category] = {
     "rate_limit_error": "rate_limited",
     "overloaded_error": "overloaded",
@@ -65,169 +57,158 @@ _BY_WORDS: dict[str, Category] = {
     "exceed context limit": "context_too_long",
     "content filtering policy": "content_filtered",
 }
-_FAILURES = (anthropic.AnthropicError, httpx2.HTTPError, JSONDecodeError, UnicodeDecodeError)
-_LONGEST_WAIT = 86_400.0
-"""Seconds: what a server asks for beyond a day is no plan to rely on."""
 
 
-async def stream(
-    client: AsyncAnthropic,
-    *,
-    model: str,
-    prompt: str,
-    max_tokens: int,
-    system: str | None = None,
-    **options: Any,  # noqa: ANN401 - whatever else the SDK takes
-) -> AsyncGenerator[Event, None]:
-    """Ask a model and yield its answer as it comes; the last event is always `Done`.
+class AnthropicAnswer(Answer):
+    """What has been heard of one message."""
 
-    The SDK's own retries are off: who calls this decides whether and when to try again. Who may leave it before
-    its end closes it with `contextlib.aclosing`, so that the connection ends at once.
-
-    Args:
-        client: The SDK's client.
-        model: The model's name.
-        prompt: What the user says.
-        max_tokens: How long the answer may become.
-        system: The system prompt.
-        **options: Passed to the SDK's `messages.create`, for example `thinking` or `stop_sequences`.
-
-    Yields:
-        `Text` for each piece, `Usage` as counts become known (inclusive; the latest counts), then `Done`.
-
-    Raises:
-        ProviderError: There is no complete answer. What was yielded before is a part of one.
-
-    Example:
-        >>> async for event in stream(client, model="claude-opus-5-5", prompt="Say hello", max_tokens=100):
-        ...     match event:
-        ...         case Text(text):
-        ...             await job.write(text)
-        ...         case Usage():
-        ...             await job.progress(usage=event)
-    """
-    if system is not None:
-        options["system"] = system
-    answer = _Answer()
-    try:
-        events = await client.with_options(max_retries=0).messages.create(
-            model=model,
-            max_tokens=max_tokens,
-            messages=[{"role": "user", "content": prompt}],
-            stream=True,
-            **options,
-        )
-        answer.request_id = events.response.headers.get("request-id")
-        async with events:
-            async for event in events:
-                for heard in answer.hear(event):
-                    yield heard
-    except _FAILURES as error:
-        if not answer.is_complete:  # after its end, nothing can spoil an answer that is paid for
-            raise _translate(error, answer.request_id) from _presentable(error)
-    yield answer.done()
-
-
-class _Answer:
-    """What has been heard of one answer."""
+    provider = "anthropic"
+    finish_reasons: ClassVar[Mapping[str, FinishReason]] = {
+        "end_turn": "stop",
+        "stop_sequence": "stop",
+        "max_tokens": "length",
+        "model_context_window_exceeded": "length",
+        "tool_use": "tool_calls",
+        "pause_turn": "paused",
+    }
+    filtered = frozenset({"refusal"})
 
     def __init__(self) -> None:
-        self.request_id: str | None = None
-        self._response_id: str | None = None
-        self._model: str | None = None
-        self._stop_reason: str | None = None
+        super().__init__()
         self._stopped = False
-        self._usage: dict[str, Any] = {}
+        self._tools: dict[int, tuple[str, str, list[str]]] = {}
 
     @property
     def is_complete(self) -> bool:
         """Whether the end was heard: a reason to stop, and the stop itself."""
-        return self._stopped and self._stop_reason is not None
+        return self._stopped and self.reason is not None
 
     def hear(self, event: RawMessageStreamEvent) -> list[Event]:
-        """Take in the SDK's next event and return what it means."""
-        if event.type == "content_block_delta":
-            return [Text(event.delta.text)] if event.delta.type == "text_delta" else []
-        if event.type == "content_block_start":
-            block = event.content_block
-            return [Text(block.text)] if block.type == "text" and block.text else []
-        if event.type == "message_start":
-            self._response_id, self._model = event.message.id, event.message.model
-            return [self._count(event.message.usage)]
-        if event.type == "message_delta":
-            self._stop_reason = event.delta.stop_reason or self._stop_reason
-            return [self._count(event.usage)]
-        if event.type == "message_stop":
-            self._stopped = True
+        """Take in the SDK's next event."""
+        match event.type:
+            case "message_start":
+                started = self.start(event.message.id, event.message.model)
+                return [*started, self.count(_plain(event.message.usage))]
+            case "content_block_start":
+                return self._begin_block(event.index, event.content_block)
+            case "content_block_delta":
+                return self._go_on(event.index, event.delta)
+            case "content_block_stop":
+                return self._end_block(event.index)
+            case "message_delta":
+                self.reason = event.delta.stop_reason or self.reason
+                return [self.count(_plain(event.usage))]
+            case "message_stop":
+                self._stopped = True
         return []
 
-    def done(self) -> Done:
-        """Return the end of the answer.
+    def read(self, response: MessageResponse) -> list[Event]:
+        """Take in a whole message."""
+        events = [*self.start(response.id, response.model)]
+        for index, block in enumerate(response.content):
+            events += self._begin_block(index, block)
+            events += self._end_block(index)
+        self.reason, self._stopped = response.stop_reason, True
+        return [*events, self.count(_plain(response.usage))]
 
-        Raises:
-            ProviderError: It did not come to its end, or the model refused to answer.
-        """
-        if not self._stopped or self._stop_reason is None:
-            raise ProviderError(PROVIDER, "truncated", http_status=200, request_id=self.request_id)
-        if self._stop_reason == "refusal":
-            raise ProviderError(
-                PROVIDER, "content_filtered", http_status=200, request_id=self.request_id, code="refusal"
-            )
-        return Done(
-            finish_reason=_FINISH_REASONS.get(self._stop_reason, "other"),
-            provider_reason=self._stop_reason,
-            model=self._model,
-            response_id=self._response_id,
-            request_id=self.request_id,
-            raw_usage=self._usage,
+    def _begin_block(self, index: int, block: Any) -> list[Event]:  # noqa: ANN401 - a union of two dozen
+        if block.type == "text" and block.text:
+            return [Text(block.text)]
+        if block.type == "thinking" and block.thinking:
+            return [Reasoning(block.thinking)]
+        if block.type == "tool_use":
+            self._tools[index] = (block.id, block.name, [json.dumps(block.input)] if block.input else [])
+        return []
+
+    def _go_on(self, index: int, delta: Any) -> list[Event]:  # noqa: ANN401 - a union
+        if delta.type == "text_delta":
+            return [Text(delta.text)]
+        if delta.type == "thinking_delta":
+            return [Reasoning(delta.thinking)]
+        if delta.type == "input_json_delta" and index in self._tools:
+            self._tools[index][2].append(delta.partial_json)
+        return []
+
+    def _end_block(self, index: int) -> list[Event]:
+        if index not in self._tools:
+            return []
+        call_id, name, pieces = self._tools.pop(index)
+        return [ToolCall(id=call_id, name=name, arguments="".join(pieces) or "{}")]
+
+    @staticmethod
+    def usage(raw: Mapping[str, Any]) -> Usage:
+        """Anthropic counts cached input apart from `input_tokens`; jobstore's input tokens are all of them."""
+        read, written = count(raw.get("cache_read_input_tokens")), count(raw.get("cache_creation_input_tokens"))
+        fresh = count(raw.get("input_tokens"))
+        return Usage(
+            input_tokens=None if fresh is None else fresh + (read or 0) + (written or 0),
+            output_tokens=count(raw.get("output_tokens")),
+            cache_read_tokens=read,
+            cache_write_tokens=written,
+            reasoning_tokens=count(part(raw, "output_tokens_details").get("thinking_tokens")),
         )
 
-    def _count(self, usage: MessageUsage | MessageDeltaUsage) -> Usage:
-        """Merge cumulative counts into what was known, and return all of it."""
-        self._usage = {**self._usage, **usage.model_dump(mode="json", exclude_none=True, warnings=False)}
-        return _inclusive(self._usage)
+
+class AnthropicAdapter(Adapter):
+    """The Messages API, through `AsyncAnthropic` or its kin for clouds."""
+
+    name = "anthropic"
+    provider = "anthropic"
+
+    def answer(self) -> AnthropicAnswer:
+        """Return what will listen to one message."""
+        return AnthropicAnswer()
+
+    async def arguments(self, request: Request) -> dict[str, Any]:
+        """Return what `messages.create` takes."""
+        images = await read_images(request.conversation)
+        arguments: dict[str, Any] = {
+            "model": request.model,
+            "max_tokens": request.max_tokens or DEFAULT_MAX_TOKENS,
+            "messages": list(_turns(request.conversation, images)),
+        }
+        if request.system is not None:
+            arguments["system"] = request.system
+        if request.temperature is not None:
+            arguments["temperature"] = request.temperature
+        if request.stop:
+            arguments["stop_sequences"] = request.stop
+        if request.tools:
+            arguments["tools"] = [
+                {"name": tool.name, "description": tool.description or "", "input_schema": tool.parameters}
+                for tool in request.tools
+            ]
+        return arguments | request.options
+
+    async def open(self, client: AsyncAnthropic, arguments: dict[str, Any], *, sdk_retries: bool) -> Opened:
+        """Send a request."""
+        asked = client if sdk_retries else client.with_options(max_retries=0)
+        try:
+            events = await asked.messages.create(**arguments | {"stream": True})
+        except TypeError as error:  # before anything is sent
+            raise refused_by_sdk(self.provider, error) from error
+        response = events.response
+        return Opened(events, events.close, response.status_code, response.headers.get("request-id"))
+
+    def translate(self, error: Exception, request_id: str | None = None) -> ProviderError:
+        """Return what an error of the SDK means."""
+        if isinstance(error, anthropic.APIStatusError):
+            return _status_error(error)
+        if isinstance(error, anthropic.CredentialsError):
+            return ProviderError(self.provider, "authentication", code=type(error).__name__)
+        return unexpected_error(self.provider, error, request_id)
 
 
-def _inclusive(raw: Mapping[str, Any]) -> Usage:
-    """Anthropic counts cached input apart from `input_tokens`; jobstore's input tokens are all of them."""
-    read, written = _number(raw.get("cache_read_input_tokens")), _number(raw.get("cache_creation_input_tokens"))
-    fresh = _number(raw.get("input_tokens"))
-    details = raw.get("output_tokens_details")
-    return Usage(
-        input_tokens=None if fresh is None else fresh + (read or 0) + (written or 0),
-        output_tokens=_number(raw.get("output_tokens")),
-        cache_read_tokens=read,
-        cache_write_tokens=written,
-        reasoning_tokens=_number(details.get("thinking_tokens")) if isinstance(details, Mapping) else None,
-    )
+ADAPTER = AnthropicAdapter()
 
 
-def _number(value: JsonValue) -> int | None:
-    """The SDK does not validate what it receives: a count that is none is unknown."""
-    return value if type(value) is int and value >= 0 else None
-
-
-def _translate(error: Exception, request_id: str | None) -> ProviderError:
-    """Return the error of this package that an SDK's or a socket's error stands for."""
-    if isinstance(error, anthropic.APIStatusError):
-        return _translate_status(error)
-    category: Category = "server_error"
-    if isinstance(error, anthropic.APITimeoutError | httpx2.TimeoutException):
-        category = "timeout"
-    elif isinstance(error, anthropic.APIConnectionError | httpx2.TransportError):
-        category = "connection"
-    elif isinstance(error, anthropic.CredentialsError):
-        category = "authentication"
-    return ProviderError(PROVIDER, category, request_id=request_id, code=type(error.__cause__ or error).__name__)
-
-
-def _translate_status(error: anthropic.APIStatusError) -> ProviderError:
+def _status_error(error: anthropic.APIStatusError) -> ProviderError:
     headers = error.response.headers
     return ProviderError(
-        PROVIDER,
+        "anthropic",
         _category(error),
         retryable=False if headers.get("x-should-retry") == "false" else None,
-        retry_after=_retry_after(headers),
+        retry_after=retry_after(headers),
         http_status=error.status_code,
         request_id=error.request_id,
         code=error.error_code or error.type,
@@ -248,28 +229,26 @@ def _category(error: anthropic.APIStatusError) -> Category:
     return next((category for words, category in _BY_WORDS.items() if words in message), "invalid_request")
 
 
-def _retry_after(headers: Mapping[str, str]) -> float | None:
-    """Return the seconds to wait that a response asks for: in milliseconds, in seconds or as a date."""
-    for name, unit in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
-        value = headers.get(name)
-        if value is None:
-            continue
-        try:
-            wait = float(value) * unit
-        except ValueError:
-            wait = _until(value)
-        if math.isfinite(wait):
-            return min(max(0.0, wait), _LONGEST_WAIT)
-    return None
+def _turns(conversation: Iterable[Message], images: Mapping[str, Image]) -> Iterator[dict[str, Any]]:
+    """Yield the conversation's turns; results of tools are said by the user, together."""
+    speakers = groupby(conversation, key=lambda message: "assistant" if message.role == "assistant" else "user")
+    for role, messages in speakers:
+        yield {"role": role, "content": [block for message in messages for block in _blocks(message, images)]}
 
 
-def _until(date: str) -> float:
-    try:
-        return parsedate_to_datetime(date).timestamp() - time.time()
-    except ValueError:
-        return math.nan
+def _blocks(message: Message, images: Mapping[str, Image]) -> Iterator[dict[str, Any]]:
+    if message.role == "tool":
+        yield {"type": "tool_result", "tool_use_id": message.tool_call_id, "content": message.content}
+        return
+    for path in message.images:
+        source = {"type": "base64", "media_type": images[path].media_type, "data": images[path].base64}
+        yield {"type": "image", "source": source}
+    if message.content:
+        yield {"type": "text", "text": message.content}
+    for call in message.tool_calls:
+        yield {"type": "tool_use", "id": call.id, "name": call.name, "input": call.parsed()}
 
 
-def _presentable(error: Exception) -> Exception | None:
-    """Return the cause to be shown in a traceback; errors that quote a body, and so maybe a text, are left out."""
-    return error if isinstance(error, httpx2.TransportError | anthropic.APIConnectionError) else None
+def _plain(usage: Any) -> dict[str, Any]:  # noqa: ANN401 - a model of the SDK
+    plain: dict[str, Any] = usage.model_dump(mode="json", exclude_none=True, warnings=False)
+    return plain
