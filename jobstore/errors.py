@@ -25,6 +25,7 @@ The hierarchy::
     │   └── SessionNotFound
     ├── InvalidTransition      the job's status does not allow this step
     ├── LeaseLost              the attempt has ended; nothing was changed
+    ├── AnswerUnfinished       what was streamed is not the whole answer of a model
     ├── PromotionError         a store cannot be copied into another, or is not yet wholly copied
     └── OutputError            a file of a large text is missing, damaged or out of bounds
         └── OutputRestarted        what was being followed was replaced: by a new attempt, or another answer
@@ -41,6 +42,11 @@ ConstraintKind = Literal["unique", "foreign_key", "check", "not_null", "other"]
 
 class JobStoreError(Exception):
     """The base of all errors of this package."""
+
+    @property
+    def error_type(self) -> str:
+        """What a job carries as its `error_type` that failed of it: the name of the class, or something shorter."""
+        return type(self).__name__
 
 
 class StoreClosed(JobStoreError):
@@ -251,6 +257,27 @@ class LeaseLost(JobStoreError):
         self.job_id = job_id
         self.attempt = attempt
         super().__init__(f"attempt {attempt} of job {job_id} has ended: its lease expired or its outcome is recorded")
+
+
+class AnswerUnfinished(JobStoreError):
+    """A model's stream was left before its end, so what was streamed is no answer.
+
+    Attributes:
+        job_id: The job.
+        attempt: The attempt.
+    """
+
+    def __init__(self, job_id: str, attempt: int) -> None:
+        self.job_id = job_id
+        self.attempt = attempt
+        super().__init__(
+            f"attempt {attempt} of job {job_id} left its answer unfinished: read the stream to its end"
+        )
+
+    @property
+    def error_type(self) -> str:
+        """What a job carries that failed of it."""
+        return "unfinished_answer"
 
 
 class PromotionError(JobStoreError):

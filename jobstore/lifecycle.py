@@ -55,7 +55,7 @@ class CallStatus(StrEnum):
     """The answer came to its end."""
     FAILED = "failed"
     TRUNCATED = "truncated"
-    """The answer began, and broke off."""
+    """Its stream ended, but not with the end of an answer."""
     CANCELED = "canceled"
     """The caller did not want the rest of it."""
     UNKNOWN = "unknown"

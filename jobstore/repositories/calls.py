@@ -61,7 +61,13 @@ class CallRepository:
         if on_unknown not in get_args(UnknownPolicy):
             raise InvalidArgument("on_unknown", f"must be one of {', '.join(get_args(UnknownPolicy))}")
         new = NewCall(new_id(), provider, model, on_unknown, idempotency_key)
-        return await self._backend.write(calls.begin, claim, new, abandoned=self._settle_unsent)
+        settled = self._backend.settlements.take(claim)  # of earlier calls: they need not wait any longer
+        try:
+            begin = calls.settling(settled, calls.begin)
+            return await self._backend.write(begin, claim, new, abandoned=self._settle_unsent)
+        except BaseException:
+            self._backend.settlements.put_back(claim, settled)
+            raise
 
     async def settle(self, call: ApiCall, settlement: Settlement) -> None:
         """Note what became of a call; when this returns, that is on disk. What was settled before stays as it is.

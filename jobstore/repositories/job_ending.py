@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import JsonValue
 
 from jobstore.aio import in_thread
-from jobstore.errors import InvalidArgument, LeaseLost, OutputError
+from jobstore.errors import InvalidArgument, JobStoreError, LeaseLost, OutputError
 from jobstore.lifecycle import AttemptOutcome
 from jobstore.models import Attempt, Claim, Job, Text, Usage
 from jobstore.operations import attempts, calls, pausing
@@ -138,7 +138,8 @@ class JobEnding:
 
         Args:
             claim: What was claimed.
-            error: What went wrong. Of an exception, its text, and its class name is the error type.
+            error: What went wrong. Of an exception, its text, and its class name is the error type; of a
+                `ProviderError`, its category.
             retry_in: Seconds until it may be tried again; None is never.
             error_type: A short name of what went wrong.
             traceback: Where it went wrong; it is kept with the attempt.
@@ -156,7 +157,7 @@ class JobEnding:
         check_claim(claim)
         kind = optional_text("error_type", error_type)
         if isinstance(error, BaseException):
-            kind = kind or type(error).__name__
+            kind = kind or (error.error_type if isinstance(error, JobStoreError) else type(error).__name__)
         delay = None if retry_in is None else not_negative("retry_in", retry_in)
         message = storable(error)
         where = optional_text("traceback", traceback)
@@ -215,8 +216,7 @@ class JobEnding:
             with self._backend.leases.ending(claim):
                 yield settled
         except BaseException as error:
-            if settled:
-                self._backend.settlements.add(claim, *settled)
+            self._backend.settlements.put_back(claim, settled)
             if isinstance(error, LeaseLost):
                 self._settle_soon(claim)
             raise

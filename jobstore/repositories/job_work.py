@@ -255,7 +255,7 @@ class JobWork(JobEnding):
         if claim.job.prompt_file_path is None:
             return claim
         prompt = await self._prompt_or_failure(claim)
-        return None if prompt is None else claim.model_copy(update={"job": claim.job.with_prompt(prompt)})
+        return None if prompt is None else claim.with_prompt(prompt)
 
     async def _prompt_or_failure(self, claim: Claim) -> str | None:
         """Return the prompt that lies in a file, or fail the job and return None."""
