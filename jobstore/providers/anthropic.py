@@ -11,7 +11,7 @@ from jobstore.models import Usage
 from jobstore.providers.base import Adapter, Answer, Opened
 from jobstore.providers.common import count, part, refused_by_sdk, retry_after, unexpected_error
 from jobstore.providers.errors import Category, ProviderError
-from jobstore.providers.events import Event, FinishReason, Reasoning, Text, ToolCall
+from jobstore.providers.events import Event, FinishReason, Reasoning, Text
 from jobstore.providers.images import Image, read_images
 from jobstore.providers.request import Message, Request
 
@@ -133,7 +133,7 @@ class AnthropicAnswer(Answer):
         if index not in self._tools:
             return []
         call_id, name, pieces = self._tools.pop(index)
-        return [ToolCall(id=call_id, name=name, arguments="".join(pieces) or "{}")]
+        return [self.call(call_id, name, "".join(pieces))]
 
     @staticmethod
     def usage(raw: Mapping[str, Any]) -> Usage:
@@ -194,8 +194,6 @@ class AnthropicAdapter(Adapter):
         """Return what an error of the SDK means."""
         if isinstance(error, anthropic.APIStatusError):
             return _status_error(error)
-        if isinstance(error, anthropic.CredentialsError):
-            return ProviderError(self.provider, "authentication", code=type(error).__name__)
         return unexpected_error(self.provider, error, request_id)
 
 

@@ -10,9 +10,9 @@ from typing import Any, ClassVar
 from pydantic import JsonValue
 
 from jobstore.models import Usage
-from jobstore.providers.common import network_category
+from jobstore.providers.common import presentable
 from jobstore.providers.errors import Category, ProviderError
-from jobstore.providers.events import Done, Event, FinishReason, Responded, Sending, Started
+from jobstore.providers.events import Done, Event, FinishReason, Responded, Sending, Started, ToolCall
 from jobstore.providers.request import Request
 
 
@@ -35,6 +35,8 @@ class Answer(ABC):
         model: Which model answers.
         reason: Why the answer ended, in the provider's own word; None until it has.
         raw_usage: The token counts in the provider's own terms.
+        error: What went wrong, if the SDK's events told of a failure.
+        withheld: Why there is no answer though all went well, in the provider's own word.
     """
 
     provider: ClassVar[str]
@@ -48,6 +50,9 @@ class Answer(ABC):
         self.model: str | None = None
         self.reason: str | None = None
         self.raw_usage: dict[str, JsonValue] = {}
+        self.error: ProviderError | None = None
+        self.withheld: str | None = None
+        self._calls = 0
 
     @property
     def is_complete(self) -> bool:
@@ -56,32 +61,27 @@ class Answer(ABC):
 
     @abstractmethod
     def hear(self, event: Any) -> list[Event]:  # noqa: ANN401 - each SDK has its own
-        """Take in the next event of the SDK's stream and return what it means.
-
-        Raises:
-            ProviderError: It tells of a failure.
-        """
+        """Take in the next event of the SDK's stream and return what it means; a failure is noted as `error`."""
 
     @abstractmethod
     def read(self, response: Any) -> list[Event]:  # noqa: ANN401 - each SDK has its own
-        """Take in a whole response of the SDK, one that was not streamed, and return what it means.
-
-        Raises:
-            ProviderError: It tells of a failure.
-        """
+        """Take in a whole response of the SDK, one that was not streamed, and return what it means."""
 
     def done(self) -> Done:
         """Return the end of the answer.
 
         Raises:
-            ProviderError: It did not come to its end, or it was withheld.
+            ProviderError: It failed, did not come to its end, or was withheld.
         """
+        if self.error is not None:
+            raise self.error
         if not self.is_complete or self.reason is None:
             raise self.failure("truncated")
-        if self.reason in self.filtered:
-            raise self.failure("content_filtered", code=self.reason)
+        if self.withheld is not None or self.reason in self.filtered:
+            raise self.failure("content_filtered", code=self.withheld or self.reason)
+        finish_reason = self.finish_reasons.get(self.reason, "other")
         return Done(
-            finish_reason=self.finish_reasons.get(self.reason, "other"),
+            finish_reason="tool_calls" if self._calls and finish_reason == "stop" else finish_reason,
             provider_reason=self.reason,
             model=self.model,
             response_id=self.response_id,
@@ -106,6 +106,13 @@ class Answer(ABC):
             return []
         self.response_id, self.model = response_id, model
         return [Started(response_id, model)]
+
+    def call(self, call_id: str | None, name: str, arguments: str, signature: str | None = None) -> ToolCall:
+        """Return a call of a tool; where the provider gives it no id, it is told by its number."""
+        self._calls += 1
+        return ToolCall(
+            id=call_id or f"call-{self._calls}", name=name, arguments=arguments or "{}", signature=signature
+        )
 
     def count(self, raw: Mapping[str, JsonValue]) -> Usage:
         """Merge counts into what was known, and return all of it."""
@@ -172,6 +179,8 @@ class Adapter(ABC):
                 async for event in opened.events:
                     for heard in answer.hear(event):
                         yield heard
+                    if answer.error is not None:
+                        raise answer.error
             finally:
                 await opened.close()
         except ProviderError:
@@ -204,9 +213,3 @@ class Adapter(ABC):
         Raises:
             Exception: Whatever the SDK raises; `translate` knows what it means.
         """
-
-
-def presentable(error: Exception) -> Exception | None:
-    """Return the cause to be shown in a traceback: errors that quote a body, and so maybe a text, are left out."""
-    quotes_nothing = isinstance(error, TypeError | AttributeError | LookupError) or network_category(error) is not None
-    return error if quotes_nothing else None

@@ -13,21 +13,26 @@ from jobstore.providers.errors import Category, ProviderError
 LONGEST_WAIT = 86_400.0
 """Seconds: what a server asks for beyond a day is no plan to rely on."""
 
-_NETWORK_ERRORS: tuple[tuple[str, str, Category], ...] = (
+_BY_CLASS: tuple[tuple[str, str, Category], ...] = (
     ("anthropic", "APITimeoutError", "timeout"),
     ("anthropic", "APIConnectionError", "connection"),
+    ("anthropic", "CredentialsError", "authentication"),
     ("openai", "APITimeoutError", "timeout"),
     ("openai", "APIConnectionError", "connection"),
+    ("openai", "SubjectTokenProviderError", "authentication"),
+    ("google", "TransportError", "connection"),
+    ("google", "GoogleAuthError", "authentication"),
     ("httpx", "TimeoutException", "timeout"),
-    ("httpx2", "TimeoutException", "timeout"),
     ("httpx", "TransportError", "connection"),
+    ("httpx2", "TimeoutException", "timeout"),
     ("httpx2", "TransportError", "connection"),
     ("aiohttp", "ServerTimeoutError", "timeout"),
     ("aiohttp", "ClientError", "connection"),
     ("builtins", "TimeoutError", "timeout"),
     ("builtins", "OSError", "connection"),
 )
-"""By name, so that no library is imported that is not in use; the first that fits counts."""
+"""Errors that tell of no response: by name, so that no library is imported that is not in use. The first that fits
+counts."""
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
@@ -70,16 +75,21 @@ def part(raw: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     return inner if isinstance(inner, Mapping) else {}
 
 
-def network_category(error: BaseException) -> Category | None:
-    """Return what an error of the network means, or None if it is no such error."""
-    kinds = {(kind.__module__.partition(".")[0], kind.__name__) for kind in type(error).__mro__}
-    return next((category for module, name, category in _NETWORK_ERRORS if (module, name) in kinds), None)
-
-
 def unexpected_error(provider: str, error: Exception, request_id: str | None) -> ProviderError:
     """Return what an error means that tells of no response: the network's, or what an unexpected response led to."""
-    category = network_category(error) or "server_error"
+    category = _category(error) or "server_error"
     return ProviderError(provider, category, request_id=request_id, code=type(error.__cause__ or error).__name__)
+
+
+def presentable(error: Exception) -> Exception | None:
+    """Return the cause to be shown in a traceback: errors that quote a body, and so maybe a text, are left out."""
+    quotes_nothing = isinstance(error, TypeError | AttributeError | LookupError)
+    return error if quotes_nothing or _category(error) in {"timeout", "connection"} else None
+
+
+def _category(error: Exception) -> Category | None:
+    kinds = {(kind.__module__.partition(".")[0], kind.__name__) for kind in type(error).__mro__}
+    return next((category for package, name, category in _BY_CLASS if (package, name) in kinds), None)
 
 
 def refused_by_sdk(provider: str, error: Exception) -> ProviderError:

@@ -63,6 +63,9 @@ class ToolCall(Model):
     arguments: str = Field(repr=False)
     """A JSON object as the model wrote it: it may be none, or not what the tool's schema asks for."""
 
+    signature: str | None = Field(default=None, repr=False)
+    """What Gemini wants back with the call, and what means nothing to anyone else."""
+
     def parsed(self) -> dict[str, JsonValue]:
         """Return the arguments.
 

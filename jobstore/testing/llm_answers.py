@@ -5,13 +5,24 @@ from __future__ import annotations
 import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from jobstore.models import Usage
+from jobstore.providers import ToolCall
 
-Ending = Literal["ok", "error", "abort", "early_end"]
-"""`error`: an error event in mid-stream. `abort`: the socket is closed in mid-stream.
-`early_end`: the stream ends cleanly, but without its terminal event."""
+API = Literal["anthropic", "openai", "openai_chat", "gemini"]
+"""What a request came in by: Anthropic's Messages, OpenAI's Responses or chat completions, Google's Gemini API."""
+
+Ending = Literal["ok", "error", "failed", "abort", "early_end", "stall"]
+"""`error`: an error event in mid-stream. `failed`: the same, where the protocol can as a response that has failed.
+`abort`: the socket is closed in mid-stream. `early_end`: the stream ends cleanly, but without its terminal event.
+`stall`: nothing more comes, and the socket stays open."""
+
+Failure = Literal[
+    "rate_limited", "overloaded", "quota", "invalid", "expired", "context_too_long", "server_error", "timeout"
+]
+"""Error responses by what they mean, each protocol having its own for it. `quota`: used up, to try again is no use.
+`expired`: the key."""
 
 LONG_PLAN_BYTES = 1_100_000
 """How large the answer is, at least, to a prompt whose first line asks for a long plan."""
@@ -22,13 +33,25 @@ _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{3,40}")
 
 @dataclass(frozen=True, slots=True)
 class LLMRequest:
-    """A request as the server understood it."""
+    """A request as the server understood it.
+
+    Attributes:
+        model: The model's name.
+        prompt: All texts of the conversation, a line each.
+        system: The system prompt.
+        max_tokens: How long the answer may become; 0 if that was not said.
+        stream: Whether the answer is to be streamed.
+        api: What it came in by.
+        body: All of it.
+    """
 
     model: str
     prompt: str = field(repr=False)
     system: str | None = field(default=None, repr=False)
     max_tokens: int = 0
     stream: bool = False
+    api: API = "anthropic"
+    body: dict[str, Any] = field(default_factory=dict, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,15 +60,20 @@ class Answer:
 
     Attributes:
         text: All of it; an ending other than "ok" comes half-way.
-        ending: How the stream ends.
+        reasoning: What the model thought before.
+        tool_calls: What it asks for in the end; they come only with the ending "ok".
+        ending: How the stream ends; an answer that is not streamed fails in the same way.
         stop_reason: Why the model stopped, in the protocol's own word; None is its usual one.
         error_type: What an "error" ending says, in the protocol's own word; None is "overloaded".
-        usage: Token counts, inclusive; those left out are estimated from the texts, and there is no cache.
+        usage: Token counts, inclusive; those left out are estimated from the texts, and there is no cache. Gemini
+            has no count of what is written to its cache.
         chunk_size: Characters a piece; None is the server's.
         delay: Seconds before each piece; None is the server's.
     """
 
     text: str = field(repr=False)
+    reasoning: str = field(default="", repr=False)
+    tool_calls: tuple[ToolCall, ...] = ()
     ending: Ending = "ok"
     stop_reason: str | None = None
     error_type: str | None = None
@@ -59,20 +87,30 @@ class Refusal:
     """An error response instead of an answer.
 
     Attributes:
-        status: The HTTP status.
+        status: The HTTP status, or what the error means: then the protocol has the rest, but for what is said here.
         message: What the error says.
         error_type: In the protocol's own word; None is the usual one of the status.
         error_code: A finer code, where the protocol has one.
-        retry_after: The header of that name: seconds or a date; None leaves it out.
+        retry_after: The header of that name: seconds or a date; None leaves it out. Gemini says seconds in the body.
         headers: Further headers.
+        details: For Gemini, the error's details.
+
+    Example:
+        >>> server.script(Refusal("rate_limited", retry_after=2), Refusal("quota"), Refusal(529))
     """
 
-    status: int
-    message: str = "refused by the script"
+    status: int | Failure
+    message: str | None = None
     error_type: str | None = None
     error_code: str | None = None
     retry_after: float | str | None = None
     headers: dict[str, str] = field(default_factory=dict)
+    details: tuple[dict[str, Any], ...] = ()
+
+    @property
+    def words(self) -> str:
+        """What the error says, one way or another."""
+        return self.message or "refused by the script"
 
 
 Reply: TypeAlias = Answer | Refusal | str

@@ -5,14 +5,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import inspect
+import json
 import socket
 from collections import deque
+from collections.abc import Iterator
 from itertools import count
-from typing import Self
+from typing import Any, Self
 
 from jobstore.errors import InvalidArgument, JobStoreError
-from jobstore.testing import llm_anthropic as anthropic
 from jobstore.testing.llm_answers import Answer, LLMRequest, Refusal, Script, default_answer
+from jobstore.testing.llm_anthropic import Messages
+from jobstore.testing.llm_chat import Chat
+from jobstore.testing.llm_gemini import GenerateContent
+from jobstore.testing.llm_responses import Responses
+from jobstore.testing.llm_wire import Invalid, Protocol
 
 try:
     import uvicorn
@@ -25,10 +31,14 @@ except ImportError as error:
     raise ImportError("jobstore.testing.LLMServer needs a web server: pip install 'jobstore[testing]'") from error
 
 
-class LLMServer:
-    """Speaks Anthropic's Messages API, streamed and whole, on a free port of 127.0.0.1.
+PROTOCOLS: tuple[Protocol, ...] = (Messages(), Responses(), Chat(), GenerateContent())
 
-    It runs in the event loop that enters it, takes any key, and answers from its script; then with `answer`.
+
+class LLMServer:
+    """Speaks Anthropic's, OpenAI's and Google's protocols, streamed and whole, on a free port of 127.0.0.1.
+
+    These are Anthropic's Messages API, OpenAI's Responses API and chat completions, and the Gemini API at /v1 and
+    /v1beta. It runs in the event loop that enters it, takes any key, and answers from its script; then with `answer`.
 
     Args:
         answer: What to reply when the script is empty; by default something derived from the prompt, and at
@@ -44,8 +54,10 @@ class LLMServer:
 
     Example:
         >>> async with LLMServer() as server:
-        ...     server.script(Refusal(429, retry_after=2), Answer("Hello!", ending="abort"))
-        ...     client = AsyncAnthropic(api_key="any", base_url=server.url)
+        ...     server.script(Refusal("rate_limited", retry_after=2), Answer("Hello!", ending="abort"))
+        ...     anthropic = AsyncAnthropic(api_key="any", base_url=server.url)
+        ...     openai = AsyncOpenAI(api_key="any", base_url=f"{server.url}/v1")
+        ...     gemini = genai.Client(api_key="any", http_options=HttpOptions(base_url=server.url))
     """
 
     def __init__(self, answer: Script = default_answer, *, chunk_size: int = 2000, delay: float = 0.0) -> None:
@@ -58,13 +70,16 @@ class LLMServer:
         self.delay = delay
         self.requests: list[LLMRequest] = []
         self._script: deque[Script] = deque()
+        self._answering = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
         self._request_numbers = count(1)
         self._server: uvicorn.Server | None = None
         self._url = ""
 
     @property
     def url(self) -> str:
-        """The base URL that an SDK is to be given.
+        """The base URL that an SDK is to be given; OpenAI's wants `/v1` after it.
 
         Raises:
             JobStoreError: The server does not run.
@@ -76,6 +91,10 @@ class LLMServer:
     def script(self, *replies: Script) -> None:
         """Let the next requests get these replies, one each, in order."""
         self._script.extend(replies)
+
+    async def idle(self) -> None:
+        """Return when nothing is being answered: all answers have ended, or their clients have gone."""
+        await self._idle.wait()
 
     async def __aenter__(self) -> Self:
         """Start to serve."""
@@ -110,37 +129,62 @@ class LLMServer:
             await listening.wait_closed()
 
     def _application(self) -> ASGIApp:
+        routes = [self._route(protocol, path) for protocol in PROTOCOLS for path in protocol.paths]
         anything = Route("/{path:path}", self._refuse_unknown, methods=["GET", "POST"])
-        routes = Starlette(routes=[Route(anthropic.PATH, self._answer_message, methods=["POST"]), anything])
+        router = Starlette(routes=[*routes, anything])
 
         async def application(scope: Scope, receive: Receive, send: Send) -> None:
             # Cancelled when the server is left, which uvicorn would log as a failure of the application.
-            with contextlib.suppress(asyncio.CancelledError):
-                await routes(scope, receive, send)
+            with contextlib.suppress(asyncio.CancelledError), self._counted():
+                await router(scope, receive, send)
 
         return application
 
-    async def _answer_message(self, request: Request) -> ASGIApp:
+    @contextlib.contextmanager
+    def _counted(self) -> Iterator[None]:
+        self._answering += 1
+        self._idle.clear()
+        try:
+            yield
+        finally:
+            self._answering -= 1
+            if self._answering == 0:
+                self._idle.set()
+
+    def _route(self, protocol: Protocol, path: str) -> Route:
+        async def endpoint(request: Request) -> ASGIApp:
+            return await self._respond(protocol, request)
+
+        return Route(path, endpoint, methods=["POST"])
+
+    async def _respond(self, protocol: Protocol, request: Request) -> ASGIApp:
         request_id = self._new_request_id()
-        asked = anthropic.read_request(await request.body())
-        if isinstance(asked, Refusal):
-            return _refusal(asked, request_id)
+        try:
+            asked = protocol.read(_fields(await request.body()), request.path_params)
+        except Invalid as error:
+            return _refusal(protocol, Refusal(400, str(error)), request_id)
         self.requests.append(asked)
         reply = await self._reply(asked)
         if isinstance(reply, Refusal):
-            return _refusal(reply, request_id)
+            return _refusal(protocol, reply, request_id)
         if asked.stream:
-            return self._event_stream(asked, reply, request_id)
+            return self._event_stream(protocol, asked, reply, request_id)
         await asyncio.sleep(self._delay(reply))
-        if reply.ending == "error":
-            return _refusal(Refusal(529, error_type=reply.error_type), request_id)
-        if reply.ending != "ok":
+        return self._whole_answer(protocol, asked, reply, request_id)
+
+    def _whole_answer(self, protocol: Protocol, asked: LLMRequest, answer: Answer, request_id: str) -> ASGIApp:
+        if answer.ending in {"error", "failed"}:
+            return _refusal(protocol, Refusal("overloaded", error_type=answer.error_type), request_id)
+        if answer.ending == "stall":
+            return _stall
+        if answer.ending != "ok":
             return self._hang_up
-        body = anthropic.write_message(asked, reply, request_id)
-        return Response(body, headers=_headers(request_id), media_type="application/json")
+        body = json.dumps(protocol.whole(asked, answer, request_id))
+        return Response(body, headers=_headers(protocol, request_id), media_type="application/json")
 
     async def _refuse_unknown(self, request: Request) -> ASGIApp:
-        return _refusal(Refusal(404, f"there is no {request.method} {request.url.path} here"), self._new_request_id())
+        refusal = Refusal(404, f"there is no {request.method} {request.url.path} here")
+        return _refusal(PROTOCOLS[0], refusal, self._new_request_id())
 
     async def _reply(self, asked: LLMRequest) -> Answer | Refusal:
         scripted = self._script.popleft() if self._script else self.answer
@@ -149,9 +193,9 @@ class LLMServer:
             scripted = await made if inspect.isawaitable(made) else made
         return Answer(scripted) if isinstance(scripted, str) else scripted
 
-    def _event_stream(self, asked: LLMRequest, answer: Answer, request_id: str) -> ASGIApp:
-        events = anthropic.write_events(asked, answer, request_id, answer.chunk_size or self.chunk_size)
-        headers = {"content-type": "text/event-stream; charset=utf-8", **_headers(request_id)}
+    def _event_stream(self, protocol: Protocol, asked: LLMRequest, answer: Answer, request_id: str) -> ASGIApp:
+        events = protocol.events(asked, answer, request_id, answer.chunk_size or self.chunk_size)
+        headers = {"content-type": "text/event-stream; charset=utf-8", **_headers(protocol, request_id)}
         raw_headers = [(name.encode(), value.encode()) for name, value in headers.items()]
 
         async def respond(scope: Scope, receive: Receive, send: Send) -> None:
@@ -161,6 +205,8 @@ class LLMServer:
                 await send({"type": "http.response.body", "body": event, "more_body": True})
             if answer.ending == "abort":
                 await self._hang_up(scope, receive, send)
+            elif answer.ending == "stall":
+                await _stall(scope, receive, send)
             else:
                 await send({"type": "http.response.body", "body": b"", "more_body": False})
 
@@ -181,13 +227,35 @@ class LLMServer:
         return f"req_{next(self._request_numbers):024d}"
 
 
-def _refusal(refusal: Refusal, request_id: str) -> Response:
-    headers = {**_headers(request_id), **refusal.headers}
+async def _stall(scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG001 - an ASGI application
+    """Say nothing until the client has gone."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+def _fields(body: bytes) -> dict[str, Any]:
+    """Return the object that a body holds.
+
+    Raises:
+        Invalid: It holds none.
+    """
+    try:
+        fields = json.loads(body)
+    except ValueError as error:
+        raise Invalid("the body is not JSON") from error
+    if not isinstance(fields, dict):
+        raise Invalid("the body is not an object")
+    return fields
+
+
+def _refusal(protocol: Protocol, scripted: Refusal, request_id: str) -> Response:
+    refusal, status = protocol.resolve(scripted)
+    headers = {**_headers(protocol, request_id), **refusal.headers}
     if refusal.retry_after is not None:
         headers["retry-after"] = str(refusal.retry_after)
-    body = anthropic.write_error(refusal, request_id)
-    return Response(body, refusal.status, headers, media_type="application/json")
+    body = json.dumps(protocol.error(refusal, status, request_id))
+    return Response(body, status, headers, media_type="application/json")
 
 
-def _headers(request_id: str) -> dict[str, str]:
-    return {anthropic.REQUEST_ID_HEADER: request_id}
+def _headers(protocol: Protocol, request_id: str) -> dict[str, str]:
+    return {} if protocol.request_id_header is None else {protocol.request_id_header: request_id}

@@ -1,0 +1,271 @@
+"""What comes back: pieces, thoughts, calls of tools, counts and reasons to end, the same from every provider."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from anthropic.types import Message
+from google.genai.types import GenerateContentResponse
+from openai.types.chat import ChatCompletion
+from openai.types.responses import Response
+
+from jobstore import Usage
+from jobstore.providers import (
+    Done,
+    Event,
+    FinishReason,
+    ProviderError,
+    Reasoning,
+    Responded,
+    Sending,
+    Started,
+    ToolCall,
+)
+from jobstore.testing import Answer, LLMServer
+from jobstore.testing.llm_answers import API
+from tests.providers.support import PRIVATE, Speaker, done_of, of_type, text_of, usage_of
+
+CALLS = (
+    ToolCall(id="call_a", name="weather", arguments='{"city": "Paris", "days": 3}'),
+    ToolCall(id="call_b", name="clock", arguments="{}"),
+)
+COUNTS = Usage(input_tokens=100, cache_read_tokens=60, cache_write_tokens=25, output_tokens=40, reasoning_tokens=30)
+
+
+async def test_how_the_call_stands_is_told_before_the_answer(server: LLMServer, speaker: Speaker) -> None:
+    server.script("Hello")
+    events = await speaker.ask()
+    sending, responded, started = events[:3]
+    assert sending == Sending()
+    assert isinstance(responded, Responded)
+    assert responded.http_status == 200
+    assert isinstance(started, Started)
+    assert started.model == speaker.model
+    assert started.response_id is not None
+    done = done_of(events)
+    assert (done.response_id, done.model) == (started.response_id, speaker.model)
+    if speaker.api == "gemini":  # it has no other name for it, and tells it with the first part of the answer
+        assert done.request_id == started.response_id
+    else:
+        assert done.request_id == responded.request_id == f"req_{1:024d}"
+
+
+async def test_nothing_is_sent_before_the_event_after_sending_is_asked_for(server: LLMServer, speaker: Speaker) -> None:
+    stream = speaker.stream()
+    assert await anext(stream) == Sending()
+    assert server.requests == []
+    await stream.aclose()
+    assert server.requests == []
+
+
+async def test_thoughts_are_told_apart_from_the_answer(server: LLMServer, speaker: Speaker) -> None:
+    server.script(Answer("The answer", reasoning="Let me see", chunk_size=4))
+    events = await speaker.ask()
+    assert [event.text for event in of_type(events, Reasoning)] == ["Let ", "me s", "ee"]
+    assert text_of(events) == "The answer"
+
+
+async def test_calls_of_tools_are_told_when_all_of_them_is_known(server: LLMServer, speaker: Speaker) -> None:
+    server.script(Answer("I look it up.", tool_calls=CALLS, chunk_size=3))
+    events = await speaker.ask()
+    calls = of_type(events, ToolCall)
+    assert [(call.id, call.name, call.parsed()) for call in calls] == [
+        ("call_a", "weather", {"city": "Paris", "days": 3}),
+        ("call_b", "clock", {}),
+    ]
+    assert done_of(events).finish_reason == "tool_calls"
+
+
+async def test_the_same_counts_are_the_same_from_every_provider(server: LLMServer, speaker: Speaker) -> None:
+    server.script(Answer("Hello", usage=COUNTS))
+    usage = usage_of(await speaker.ask())
+    known = COUNTS if speaker.api != "gemini" else COUNTS.model_copy(update={"cache_write_tokens": None})
+    assert usage == known
+
+
+RAW: dict[API, dict[str, Any]] = {
+    "anthropic": {
+        "input_tokens": 15,
+        "cache_read_input_tokens": 60,
+        "cache_creation_input_tokens": 25,
+        "output_tokens": 40,
+        "output_tokens_details": {"thinking_tokens": 30},
+    },
+    "openai": {
+        "input_tokens": 100,
+        "input_tokens_details": {"cached_tokens": 60, "cache_write_tokens": 25},
+        "output_tokens": 40,
+        "output_tokens_details": {"reasoning_tokens": 30},
+        "total_tokens": 140,
+    },
+    "openai_chat": {
+        "prompt_tokens": 100,
+        "prompt_tokens_details": {"cached_tokens": 60, "cache_write_tokens": 25},
+        "completion_tokens": 40,
+        "completion_tokens_details": {"reasoning_tokens": 30},
+        "total_tokens": 140,
+    },
+    "gemini": {
+        "promptTokenCount": 100,
+        "cachedContentTokenCount": 60,
+        "candidatesTokenCount": 10,
+        "thoughtsTokenCount": 30,
+        "totalTokenCount": 140,
+    },
+}
+
+
+async def test_the_providers_own_counts_are_kept(server: LLMServer, speaker: Speaker) -> None:
+    server.script(Answer("Hello", usage=COUNTS))
+    assert done_of(await speaker.ask()).raw_usage == RAW[speaker.api]
+
+
+async def test_what_tools_gave_to_geminis_prompt_is_input_too(gemini: Speaker) -> None:
+    counted = {"promptTokenCount": 10, "toolUsePromptTokenCount": 5, "thoughtsTokenCount": 3}
+    assert gemini.adapter.answer().usage(counted) == Usage(input_tokens=15, output_tokens=3, reasoning_tokens=3)
+
+
+async def test_counts_come_while_the_answer_does(server: LLMServer, speaker: Speaker) -> None:
+    server.script(Answer("Hello", ending="early_end", usage=Usage(input_tokens=7)))
+    heard, _ = await speaker.ask_and_fail()
+    counts = of_type(heard, Usage)
+    if speaker.api in {"anthropic", "gemini"}:
+        assert counts[-1].input_tokens == 7
+    else:  # OpenAI counts in the end alone
+        assert counts == []
+
+
+REASONS: list[tuple[API, str, FinishReason]] = [
+    ("anthropic", "stop_sequence", "stop"),
+    ("anthropic", "max_tokens", "length"),
+    ("anthropic", "model_context_window_exceeded", "length"),
+    ("anthropic", "tool_use", "tool_calls"),
+    ("anthropic", "pause_turn", "paused"),
+    ("anthropic", "something_new", "other"),
+    ("openai", "max_output_tokens", "length"),
+    ("openai", "something_new", "other"),
+    ("openai_chat", "length", "length"),
+    ("openai_chat", "tool_calls", "tool_calls"),
+    ("openai_chat", "something_new", "other"),
+    ("gemini", "MAX_TOKENS", "length"),
+    ("gemini", "MALFORMED_FUNCTION_CALL", "other"),
+    ("gemini", "CONTINUATION", "paused"),
+]
+
+
+@pytest.mark.parametrize(("api", "reason", "meaning"), REASONS)
+async def test_the_reason_to_end_is_told_in_our_word_and_in_the_providers(
+    server: LLMServer, speakers: dict[API, Speaker], api: API, reason: str, meaning: FinishReason
+) -> None:
+    server.script(Answer("Hello", stop_reason=reason))
+    done = done_of(await speakers[api].ask())
+    assert (done.finish_reason, done.provider_reason) == (meaning, reason)
+    assert len(server.requests) == 1
+
+
+WITHHELD: list[tuple[API, str]] = [
+    ("anthropic", "refusal"),
+    ("openai", "content_filter"),
+    ("openai_chat", "content_filter"),
+    ("gemini", "SAFETY"),
+    ("gemini", "PROHIBITED_CONTENT"),
+]
+
+
+@pytest.mark.parametrize(("api", "reason"), WITHHELD)
+async def test_an_answer_that_was_withheld_is_none_but_its_tokens_are_known(
+    server: LLMServer, speakers: dict[API, Speaker], api: API, reason: str
+) -> None:
+    server.script(Answer("I can", stop_reason=reason, usage=Usage(output_tokens=9)))
+    heard, error = await speakers[api].ask_and_fail()
+    assert (error.category, error.retryable, error.code) == ("content_filtered", False, reason)
+    assert usage_of(heard).output_tokens == 9
+
+
+WHOLE: dict[API, Any] = {
+    "anthropic": Message,
+    "openai": Response,
+    "openai_chat": ChatCompletion,
+    "gemini": GenerateContentResponse,
+}
+
+
+async def test_a_whole_response_reads_like_a_streamed_one(server: LLMServer, speaker: Speaker) -> None:
+    script = Answer("The answer", reasoning="Let me see", tool_calls=CALLS, usage=COUNTS)
+    server.script(script, script)
+    streamed = await speaker.ask()
+    whole = await ask_whole(speaker)
+    assert isinstance(whole, WHOLE[speaker.api])
+    answer = speaker.adapter.answer()
+    events = answer.read(whole)
+    assert text_of(events) == "The answer"
+    assert without_names(of_type(events, Reasoning)) == without_names(of_type(streamed, Reasoning))
+    assert [call.parsed() for call in of_type(events, ToolCall)] == [
+        call.parsed() for call in of_type(streamed, ToolCall)
+    ]
+    assert usage_of(events) == usage_of(streamed)
+    first, second = answer.done(), done_of(streamed)
+    assert (first.finish_reason, first.provider_reason, first.raw_usage) == (
+        second.finish_reason,
+        second.provider_reason,
+        second.raw_usage,
+    )
+
+
+async def ask_whole(speaker: Speaker) -> Any:  # noqa: ANN401 - each SDK has its own
+    """Ask through the SDK itself, without streaming."""
+    arguments = await speaker.adapter.arguments(speaker.request())
+    match speaker.api:
+        case "anthropic":
+            return await speaker.client.messages.create(**arguments)
+        case "openai":
+            return await speaker.client.responses.create(**arguments)
+        case "openai_chat":
+            return await speaker.client.chat.completions.create(**{**arguments, "stream_options": None})
+    return await speaker.client.aio.models.generate_content(**arguments)
+
+
+def without_names(events: list[Reasoning]) -> str:
+    return "".join(event.text for event in events)
+
+
+async def test_a_refusal_of_openais_models_is_no_answer(openai: Speaker, openai_chat: Speaker) -> None:
+    part = {"type": "refusal", "refusal": "I will not."}
+    message = {"type": "message", "id": "m", "role": "assistant", "status": "completed", "content": [part]}
+    response = {"id": "r", "model": "m", "status": "completed", "output": [message]}
+    choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "refusal": "I will not."}}
+    completion = {"id": "c", "model": "m", "choices": [choice]}
+    for speaker, whole in (
+        (openai, Response.construct(**response)),
+        (openai_chat, ChatCompletion.construct(**completion)),
+    ):
+        answer = speaker.adapter.answer()
+        assert text_of(answer.read(whole)) == "I will not."
+        with pytest.raises(ProviderError) as refused:
+            answer.done()
+        assert (refused.value.category, refused.value.code) == ("content_filtered", "refusal")
+
+
+async def test_a_prompt_that_gemini_blocks_has_no_answer(gemini: Speaker) -> None:
+    answer = gemini.adapter.answer()
+    blocked = {"promptFeedback": {"blockReason": "PROHIBITED_CONTENT"}, "usageMetadata": {"promptTokenCount": 4}}
+    assert answer.hear(GenerateContentResponse.model_validate(blocked)) == [Usage(input_tokens=4)]
+    with pytest.raises(ProviderError) as refused:
+        answer.done()
+    assert (refused.value.category, refused.value.code) == ("content_filtered", "PROHIBITED_CONTENT")
+
+
+async def test_what_gemini_wants_back_with_a_call_goes_there_and_back(gemini: Speaker) -> None:
+    part = {"functionCall": {"name": "clock", "args": {"zone": "CET"}}, "thoughtSignature": "c2lnbmVk"}
+    response = {"candidates": [{"content": {"role": "model", "parts": [part]}, "finishReason": "STOP"}]}
+    [call] = of_type(gemini.adapter.answer().hear(GenerateContentResponse.model_validate(response)), ToolCall)
+    assert call == ToolCall(id="call-1", name="clock", arguments='{"zone": "CET"}', signature="c2lnbmVk")
+
+
+@pytest.mark.parametrize(
+    "event",
+    [Reasoning(PRIVATE), ToolCall(id="i", name="n", arguments=PRIVATE), Done("stop", "stop", raw_usage={PRIVATE: 1})],
+)
+def test_no_text_shows_in_the_repr_of_an_event(event: Event) -> None:
+    assert PRIVATE not in repr(event)
