@@ -270,9 +270,7 @@ class AnswerUnfinished(JobStoreError):
     def __init__(self, job_id: str, attempt: int) -> None:
         self.job_id = job_id
         self.attempt = attempt
-        super().__init__(
-            f"attempt {attempt} of job {job_id} left its answer unfinished: read the stream to its end"
-        )
+        super().__init__(f"attempt {attempt} of job {job_id} left its answer unfinished: read the stream to its end")
 
     @property
     def error_type(self) -> str:

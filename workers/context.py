@@ -89,9 +89,7 @@ class JobContext:
             ...     async for text in job.stream(client, model="claude-opus-5-5"):
             ...         await show(text)
         """
-        return self.answer.closes(
-            ask(self.answer, self.store.calls, client, request, on_unknown=on_unknown, **fields)
-        )
+        return self.answer.closes(ask(self.answer, self.store.calls, client, request, on_unknown=on_unknown, **fields))
 
     async def progress(
         self,

@@ -347,7 +347,8 @@ class Worker:
     async def _ask(self, limit: int) -> list[Claim]:
         """Claim for task types and for APIs, in turns which comes first, as neither is to wait for ever."""
         claim = partial(self.store.jobs.claim, self.id, lease=self.lease)
-        by_task, by_api = {"task_types": self.task_types}, {"api_types": self.api_types}
+        by_task: dict[str, Any] = {"task_types": self.task_types}
+        by_api: dict[str, Any] = {"api_types": self.api_types}
         first, second = (by_task, by_api) if not self._api_handlers or next(self._turns) else (by_api, by_task)
         claims = await claim(limit=limit, **first)
         if len(claims) < limit and self._api_handlers:

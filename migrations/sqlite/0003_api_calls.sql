@@ -31,7 +31,7 @@ CREATE TABLE api_calls (
     cost REAL CHECK (cost >= 0),
     cost_is_estimated INTEGER CHECK (cost_is_estimated IN (0, 1)),
     price_version TEXT,
-    raw_usage TEXT CHECK (json_valid(raw_usage)),
+    raw_usage TEXT CHECK (raw_usage IS NULL OR json_valid(raw_usage)),
     CHECK ((settled_at IS NULL) = (status = 'sent'))
 ) STRICT;
 
