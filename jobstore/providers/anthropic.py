@@ -169,8 +169,8 @@ class AnthropicAdapter(Adapter):
         }
         if request.system is not None:
             arguments["system"] = request.system
-        if request.temperature is not None:
-            arguments["temperature"] = request.temperature
+        if request.temperature is not None:  # the SDK's call has no argument for it any more
+            arguments["extra_body"] = {"temperature": request.temperature}
         if request.stop:
             arguments["stop_sequences"] = request.stop
         if request.tools:

@@ -131,10 +131,12 @@ class Adapter(ABC):
     Attributes:
         name: What it is found by, for example "openai_chat".
         provider: Whose API it is, for example "openai": what errors and prices go by.
+        flavor: What genai-prices calls the form of this API's counts.
     """
 
     name: ClassVar[str]
     provider: ClassVar[str]
+    flavor: ClassVar[str] = "default"
 
     async def stream(
         self,

@@ -107,6 +107,7 @@ class ResponsesAdapter(OpenAIBase):
     """The Responses API."""
 
     name = "openai"
+    flavor = "responses"
 
     def answer(self) -> ResponsesAnswer:
         """Return what will listen to one response."""

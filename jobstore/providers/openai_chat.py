@@ -102,6 +102,7 @@ class ChatAdapter(OpenAIBase):
     """Chat completions, of OpenAI and of whoever speaks its protocol."""
 
     name = "openai_chat"
+    flavor = "chat"
 
     def answer(self) -> ChatAnswer:
         """Return what will listen to one completion."""

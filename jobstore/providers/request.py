@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, JsonValue, ValidationError
 
 from jobstore.errors import InvalidArgument
-from jobstore.models import Job, Model, dump_json, first_problem
+from jobstore.models import Job, Model, dump_json, encode_text, first_problem
 from jobstore.providers.events import ToolCall
 
 Role = Literal["user", "assistant", "tool"]
@@ -25,8 +25,12 @@ class _Asked(Model):
         except ValidationError as error:
             problem = first_problem(error)
         else:
+            self._check()
             return
         raise InvalidArgument(*problem)  # out here, because that error quotes its input
+
+    def _check(self) -> None:
+        """Check what the fields' types do not tell: what cannot be encoded cannot be sent."""
 
 
 class Tool(_Asked):
@@ -59,6 +63,9 @@ class Message(_Asked):
     """What a message of the role `assistant` asked for."""
     tool_call_id: str | None = None
 
+    def _check(self) -> None:
+        encode_text("content", self.content, InvalidArgument)
+
 
 class Request(_Asked):
     """What to ask a model. It is frozen, and JSON both ways: `model_dump_json()`, `Request.model_validate_json(…)`.
@@ -88,6 +95,10 @@ class Request(_Asked):
     tools: list[Tool] = Field(default_factory=list)
     options: dict[str, JsonValue] = Field(default_factory=dict, repr=False)
     """Whatever else the SDK's call takes, in its own words; where it says the same thing, it wins."""
+
+    def _check(self) -> None:
+        encode_text("prompt", self.prompt, InvalidArgument)
+        encode_text("system", self.system or "", InvalidArgument)
 
     @property
     def conversation(self) -> list[Message]:
