@@ -68,7 +68,7 @@ class ApiCall(Model):
     cost: float | None
     """In US dollars; None where nobody knows the price, never 0 for that."""
     cost_is_estimated: bool | None
-    """Whether it was computed from counts and prices that may differ from the provider's bill."""
+    """Whether it is that of an answer which broke off, reckoned from what was counted until then."""
     price_version: str | None
     """Of the list of prices."""
     raw_usage: dict[str, JsonValue] | None = Field(repr=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
@@ -17,10 +18,13 @@ from jobstore.models import Claim, Job, Usage
 from jobstore.providers.base import Adapter
 from jobstore.providers.errors import ProviderError
 from jobstore.providers.events import Done, Event, Reasoning, Responded, Sending, Started, Text, ToolCall
+from jobstore.providers.pricing import PriceOf, load_prices
 from jobstore.providers.registry import NAMES, adapter_for, adapter_of
 from jobstore.providers.request import Request
 from jobstore.repositories.answers import AttemptAnswer
 from jobstore.repositories.calls import CallRepository
+
+logger = logging.getLogger(__name__)
 
 PROGRESS_SECONDS = 1.0
 """How often it is told, at most, how an answer gets on."""
@@ -39,6 +43,10 @@ class CallRecorder:
         model: The model that is asked.
         on_unknown: What is to be done about the job if the process dies meanwhile.
         idempotency_key: What the request carries.
+        flavor: An adapter's `flavor`: how its counts are to be read for their price.
+
+    Attributes:
+        usage: What is known of the counts; with the cost at the end, if that is known.
 
     Example:
         >>> recorder = CallRecorder(store.calls, claim, "anthropic", "claude-opus-5-5")
@@ -57,18 +65,21 @@ class CallRecorder:
         *,
         on_unknown: UnknownPolicy = "retry",
         idempotency_key: str | None = None,
+        flavor: str = "default",
     ) -> None:
+        self.usage = Usage()
         self._calls = calls
         self._claim = claim
         self._provider = provider
         self._model = model
         self._on_unknown = on_unknown
         self._key = idempotency_key
+        self._flavor = flavor
+        self._price_of: PriceOf | None = None
         self._call: ApiCall | None = None
         self._sent_at = 0.0
         self._first_at: float | None = None
         self._known: dict[str, Any] = {}
-        self._usage = Usage()
         self._is_complete = False
 
     async def begin(self) -> None:
@@ -77,6 +88,7 @@ class CallRecorder:
         Raises:
             LeaseLost: The attempt has ended: do not send it.
         """
+        self._price_of = await load_prices()
         self._call = await self._calls.begin(
             self._claim,
             provider=self._provider,
@@ -96,7 +108,7 @@ class CallRecorder:
             case Text() | Reasoning() | ToolCall():
                 self._first_at = self._first_at or time.monotonic()
             case Usage():
-                self._usage = event
+                self.usage = event
             case Done():
                 self._is_complete = True
                 self._known |= {
@@ -106,6 +118,7 @@ class CallRecorder:
                     "request_id": event.request_id,
                     "raw_usage": event.raw_usage,
                 }
+                self._price()
 
     async def settle(self, error: BaseException | None = None) -> None:
         """Note what became of the call: what was heard, or why it came to no end."""
@@ -117,12 +130,29 @@ class CallRecorder:
         if self._call is not None:
             self._calls.settle_with_end(self._claim, self._call, self._settlement(error))
 
+    def _price(self) -> None:
+        """Find out what the call costs: of one that broke off, what was counted until then."""
+        model = self._known.get("model_answered") or self._model
+        if self._price_of is None or self._call is None or model is None:
+            return
+        counts: dict[str, Any] = {"raw_usage": self._known.get("raw_usage"), "flavor": self._flavor}
+        try:
+            price = self._price_of(self._provider, model, self.usage, self._call.sent_at, **counts)
+        except Exception as error:  # noqa: BLE001 - no answer is lost over what a server sends for its counts
+            logger.warning("a call to %s could not be priced: %s", self._provider, type(error).__name__)
+            return
+        if price is not None:
+            self.usage = self.usage.model_copy(update={"cost": price.usd})
+            self._known |= {"price_version": price.version, "cost_is_estimated": not self._is_complete}
+
     def _settlement(self, error: BaseException | None) -> Settlement:
+        if not self._is_complete:
+            self._price()
         first = None if self._first_at is None else self._first_at - self._sent_at
         return Settlement(
             **{
                 **self._known,
-                "usage": self._usage,
+                "usage": self.usage,
                 "time_to_first_token": first,
                 "duration": time.monotonic() - self._sent_at,
                 **({"status": CallStatus.SUCCEEDED} if self._is_complete or error is None else _failure(error)),
@@ -173,9 +203,15 @@ async def ask(
     asked = Request.of(job, **fields) if request is None else request
     key = await _key(calls, job, adapter) if on_unknown == "idempotency_key" else None
     recorder = CallRecorder(
-        calls, answer.claim, adapter.provider, asked.model, on_unknown=on_unknown, idempotency_key=key
+        calls,
+        answer.claim,
+        adapter.provider,
+        asked.model,
+        on_unknown=on_unknown,
+        idempotency_key=key,
+        flavor=adapter.flavor,
     )
-    heard = _Heard(answer)
+    heard = _Heard(answer, recorder)
     answer.begin()
     try:
         async with aclosing(adapter.stream(client, asked if key is None else _with_key(asked, key))) as events:
@@ -198,9 +234,9 @@ async def ask(
 class _Heard:
     """Tells an attempt's answer what is heard of it."""
 
-    def __init__(self, answer: AttemptAnswer) -> None:
+    def __init__(self, answer: AttemptAnswer, recorder: CallRecorder) -> None:
         self._answer = answer
-        self._usage: Usage | None = None
+        self._recorder = recorder
         self._tool_calls: list[JsonValue] = []
         self._text = self._thoughts = 0
         self._told_at = time.monotonic()
@@ -212,15 +248,13 @@ class _Heard:
                 self._text += len(text)
             case Reasoning(text):
                 self._thoughts += len(text)
-            case Usage():
-                self._usage = event
             case ToolCall():
                 self._tool_calls.append(event.model_dump())
             case Done():
-                self._answer.end(self._usage, self._metadata(event))
+                self._answer.end(self._recorder.usage, self._metadata(event))
                 return
         if time.monotonic() - self._told_at >= PROGRESS_SECONDS:
-            await self._answer.progress(self._message(), self._usage)
+            await self._answer.progress(self._message(), self._recorder.usage)
             self._told_at = time.monotonic()
 
     def _message(self) -> str:

@@ -1,0 +1,17 @@
+"""The README's table of failures is what is seen, with each SDK and on each engine."""
+
+from __future__ import annotations
+
+import pytest
+
+from jobstore import JobStore
+from jobstore.testing import FakeClock
+from jobstore.testing.llm_answers import API
+from tests.providers.support import APIS
+from tests.recording import failures
+
+
+@pytest.mark.parametrize("api", APIS)
+async def test_the_readme_tells_what_becomes_of_each_failure(store: JobStore, clock: FakeClock, api: API) -> None:
+    async with failures.setting(store, clock) as scene:
+        assert failures.table(await failures.look(scene, api)) == failures.written()
