@@ -10,6 +10,7 @@ Example:
 from jobstore.calls import ApiCall, Settlement, UnknownPolicy
 from jobstore.clock import Clock
 from jobstore.errors import (
+    AnswerUnfinished,
     CallNotFound,
     ConnectionLost,
     ConstraintFailed,
@@ -59,6 +60,7 @@ from jobstore.transactions import drive
 
 __all__ = [
     "UNCHANGED",
+    "AnswerUnfinished",
     "ApiCall",
     "AppliedMigration",
     "Attempt",
