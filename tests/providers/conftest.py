@@ -10,7 +10,7 @@ from anthropic import AsyncAnthropic
 
 from jobstore.testing import LLMServer
 from jobstore.testing.llm_answers import API
-from tests.providers.support import APIS, Speaker, speaking
+from tests.providers.support import APIS, RETRIES, Speaker, speaking
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ async def server() -> AsyncIterator[LLMServer]:
 
 @pytest.fixture
 async def client(server: LLMServer) -> AsyncIterator[AsyncAnthropic]:
-    async with AsyncAnthropic(api_key="any", base_url=server.url, max_retries=5) as client:
+    async with AsyncAnthropic(api_key="any", base_url=server.url, max_retries=RETRIES) as client:
         yield client
 
 

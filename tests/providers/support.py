@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 import traceback
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import anthropic
+import httpx2
+import openai
 import pytest
-from anthropic import AsyncAnthropic
 from google import genai
 from google.genai.types import HttpOptions, HttpRetryOptions
-from openai import AsyncOpenAI
 
 from jobstore import Usage
 from jobstore.providers import Adapter, Done, Event, ProviderError, Request, Text, adapter_for
+from jobstore.providers.gemini import NO_RETRIES
 from jobstore.testing.llm_answers import API
 
 APIS: tuple[API, ...] = ("anthropic", "openai", "openai_chat", "gemini")
@@ -63,30 +66,52 @@ class Speaker:
         assert failure.value.provider == self.adapter.provider
         return heard, failure.value
 
+    async def ask_whole(self) -> Any:  # noqa: ANN401 - each SDK has its own
+        """Ask through the SDK itself, once and without streaming."""
+        arguments = await self.adapter.arguments(self.request())
+        match self.api:
+            case "anthropic":
+                return await self.client.with_options(max_retries=0).messages.create(**arguments)
+            case "openai":
+                return await self.client.with_options(max_retries=0).responses.create(**arguments)
+            case "openai_chat":
+                arguments["stream_options"] = None
+                return await self.client.with_options(max_retries=0).chat.completions.create(**arguments)
+        arguments["config"] = arguments["config"].model_copy(update={"http_options": NO_RETRIES})
+        return await self.client.aio.models.generate_content(**arguments)
+
     async def _listen(self, heard: list[Event], prompt: str, **fields: Any) -> None:  # noqa: ANN401 - the same
         async for event in self.stream(prompt, **fields):
             heard.append(event)  # noqa: PERF401 - kept also when the next one fails
 
 
+TLS = ssl.create_default_context()
+"""Made once: each client would make one of its own, which takes longer than most tests."""
+
+
 @asynccontextmanager
-async def speaking(api: API, url: str, timeout: float = 60.0) -> AsyncIterator[Speaker]:
-    """Yield an adapter with its client, which is closed in the end; it waits for so many seconds."""
-    adapter = adapter_for(api)
+async def speaking(api: API, url: str, timeout: float = 60.0, version: str = "v1") -> AsyncIterator[Speaker]:
+    """Yield an adapter with its client, which waits for so many seconds and is closed in the end."""
+    http: Any
+    client: Any
     if api == "gemini":
         retries = HttpRetryOptions(attempts=RETRIES, initial_delay=0.01)
-        options = HttpOptions(base_url=url, retry_options=retries, timeout=round(timeout * 1000))
-        gemini = genai.Client(api_key="any", http_options=options)
-        yield Speaker(api, adapter, gemini)
-        await gemini.aio.aclose()
-        gemini.close()
+        options: dict[str, Any] = {"api_version": version, "retry_options": retries, "timeout": round(timeout * 1000)}
+        with httpx2.Client(verify=TLS) as unused:
+            async with httpx2.AsyncClient(verify=TLS) as http:
+                clients: dict[str, Any] = {"httpx_client": unused, "httpx_async_client": http}
+                client = genai.Client(api_key="any", http_options=HttpOptions(base_url=url, **options, **clients))
+                yield Speaker(api, adapter_for(api), client)
         return
-    client: AsyncAnthropic | AsyncOpenAI
+    options = {"api_key": "any", "max_retries": RETRIES, "timeout": timeout}
     if api == "anthropic":
-        client = AsyncAnthropic(api_key="any", base_url=url, max_retries=RETRIES, timeout=timeout)
+        http = anthropic.DefaultAsyncHttpxClient(verify=TLS)
+        client = anthropic.AsyncAnthropic(base_url=url, http_client=http, **options)
     else:
-        client = AsyncOpenAI(api_key="any", base_url=f"{url}/v1", max_retries=RETRIES, timeout=timeout)
+        http = openai.DefaultAsyncHttpxClient(verify=TLS)
+        client = openai.AsyncOpenAI(base_url=f"{url}/v1", http_client=http, **options)
     async with client:
-        yield Speaker(api, adapter, client)
+        yield Speaker(api, adapter_for(api), client)
 
 
 def of_type(events: list[Event], kind: type[T]) -> list[T]:

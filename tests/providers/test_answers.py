@@ -195,7 +195,7 @@ async def test_a_whole_response_reads_like_a_streamed_one(server: LLMServer, spe
     script = Answer("The answer", reasoning="Let me see", tool_calls=CALLS, usage=COUNTS)
     server.script(script, script)
     streamed = await speaker.ask()
-    whole = await ask_whole(speaker)
+    whole = await speaker.ask_whole()
     assert isinstance(whole, WHOLE[speaker.api])
     answer = speaker.adapter.answer()
     events = answer.read(whole)
@@ -211,19 +211,6 @@ async def test_a_whole_response_reads_like_a_streamed_one(server: LLMServer, spe
         second.provider_reason,
         second.raw_usage,
     )
-
-
-async def ask_whole(speaker: Speaker) -> Any:  # noqa: ANN401 - each SDK has its own
-    """Ask through the SDK itself, without streaming."""
-    arguments = await speaker.adapter.arguments(speaker.request())
-    match speaker.api:
-        case "anthropic":
-            return await speaker.client.messages.create(**arguments)
-        case "openai":
-            return await speaker.client.responses.create(**arguments)
-        case "openai_chat":
-            return await speaker.client.chat.completions.create(**{**arguments, "stream_options": None})
-    return await speaker.client.aio.models.generate_content(**arguments)
 
 
 def without_names(events: list[Reasoning]) -> str:

@@ -7,20 +7,19 @@ import signal
 import subprocess
 import sys
 
+import anthropic
 import httpx2
+import openai
 import pytest
-from anthropic import (
-    APIConnectionError,
-    AsyncAnthropic,
-    BadRequestError,
-    NotFoundError,
-    OverloadedError,
-    RateLimitError,
-)
+from anthropic import APIConnectionError, AsyncAnthropic, NotFoundError, OverloadedError, RateLimitError
+from google import genai
+from google.genai.errors import ServerError
 
 from jobstore import InvalidArgument, JobStoreError
+from jobstore.providers import ToolCall
 from jobstore.testing import Answer, LLMRequest, LLMServer, Refusal, default_answer
 from jobstore.testing.llm_answers import LONG_PLAN_BYTES, Ending
+from tests.providers.support import Speaker
 
 MODEL = "claude-haiku-5-5"
 
@@ -85,33 +84,105 @@ async def test_an_answer_that_is_not_streamed_fails_in_the_same_ways(client: Asy
             await ask(client)
 
 
-@pytest.mark.parametrize(
-    ("fields", "named"),
-    [
-        ({"model": ""}, "model"),
-        ({"max_tokens": 0}, "max_tokens"),
-        ({"messages": []}, "messages"),
-        ({"messages": "Say hello"}, "messages"),
-    ],
-)
-async def test_a_request_that_the_real_service_would_refuse_is_refused(
-    client: AsyncAnthropic, server: LLMServer, fields: dict[str, object], named: str
+@pytest.mark.parametrize("ending", ["error", "failed"])
+async def test_an_answer_of_another_api_that_is_not_streamed_fails_too(
+    server: LLMServer, speaker: Speaker, ending: Ending
 ) -> None:
-    with pytest.raises(BadRequestError) as refused:
-        await client.messages.create(
-            model=MODEL, max_tokens=100, messages=[{"role": "user", "content": "Say hello"}], extra_body=fields
-        )
-    assert str(refused.value.api_message).startswith(f"{named}: ")
+    server.script(Answer("lost", ending=ending))
+    with pytest.raises((anthropic.APIStatusError, openai.APIStatusError, ServerError)) as failed:
+        await speaker.ask_whole()
+    assert speaker.adapter.translate(failed.value).category == "overloaded"
+
+
+async def test_the_helpers_of_openais_sdk_understand_the_streams(server: LLMServer, openai: Speaker) -> None:
+    call = ToolCall(id="call_1", name="clock", arguments='{"zone": "CET"}')
+    script = Answer("Hello, world", reasoning="Let me see", chunk_size=5, tool_calls=(call,))
+    server.script(script, script)
+    async with openai.client.responses.stream(model=openai.model, input="Greet") as events:
+        async for _ in events:
+            pass
+        response = await events.get_final_response()
+    assert response.output_text == "Hello, world"
+    assert [item.type for item in response.output] == ["reasoning", "message", "function_call"]
+    assert response.usage is not None
+    messages = [{"role": "developer", "content": "Be brief."}, {"role": "user", "content": "Greet"}]
+    async with openai.client.chat.completions.stream(model=openai.model, messages=messages) as chunks:
+        completion = await chunks.get_final_completion()
+    [choice] = completion.choices
+    assert (choice.message.content, choice.finish_reason) == ("Hello, world", "tool_calls")
+    assert choice.message.tool_calls[0].function.arguments == call.arguments
+    assert completion.usage is None  # nobody asked for it
+    assert [(asked.prompt, asked.system) for asked in server.requests] == [("Greet", None), ("Greet", "Be brief.")]
+
+
+async def test_the_chats_of_geminis_sdk_understand_the_stream_at_both_versions(server: LLMServer) -> None:
+    for version in ("v1", "v1beta"):
+        server.script(Answer("Hello, world", chunk_size=5))
+        client = genai.Client(api_key="any", http_options={"base_url": server.url, "api_version": version})
+        chat = client.aio.chats.create(model="gemini-3.8-flash")
+        parts = [part.text async for part in await chat.send_message_stream("Greet")]
+        assert "".join(part or "" for part in parts) == "Hello, world"
+        await client.aio.aclose()
+        client.close()
+    assert [request.prompt for request in server.requests] == ["Greet", "Greet"]
+
+
+REFUSED = [
+    ("/v1/messages", {"model": ""}, "model"),
+    ("/v1/messages", {"model": "m", "max_tokens": 0}, "max_tokens"),
+    ("/v1/messages", {"model": "m", "messages": [{}]}, "max_tokens"),
+    ("/v1/messages", {"model": "m", "max_tokens": 1, "messages": []}, "messages"),
+    ("/v1/messages", {"model": "m", "max_tokens": 1, "messages": "Say hello"}, "messages"),
+    ("/v1/responses", {"input": "Greet"}, "model"),
+    ("/v1/responses", {"model": "m", "input": ""}, "input"),
+    ("/v1/responses", {"model": "m", "input": [7]}, "input"),
+    ("/v1/responses", {"model": "m", "input": "Greet", "max_output_tokens": -1}, "max_output_tokens"),
+    ("/v1/chat/completions", {"messages": [{}]}, "model"),
+    ("/v1/chat/completions", {"model": "m"}, "messages"),
+    ("/v1/chat/completions", {"model": "m", "messages": [{}], "max_completion_tokens": 0}, "max_completion_tokens"),
+    ("/v1/models/m:generateContent", {}, "contents"),
+    ("/v1beta/models/m:embedContent", {"contents": [{}]}, "there is no method embedContent"),
+    ("/v1beta/models/m:streamGenerateContent", {"contents": []}, "contents"),
+]
+
+
+@pytest.mark.parametrize(("path", "body", "named"), REFUSED)
+async def test_a_request_that_the_real_service_would_refuse_is_refused(
+    server: LLMServer, path: str, body: dict[str, object], named: str
+) -> None:
+    async with httpx2.AsyncClient(base_url=server.url) as http:
+        response = await http.post(path, json=body)
+    assert response.status_code == 400
+    assert response.json()["error"]["message"].startswith(named)
     assert server.requests == []
 
 
 async def test_what_is_no_json_object_is_refused_and_other_paths_are_not_found(server: LLMServer) -> None:
     async with httpx2.AsyncClient(base_url=server.url) as http:
-        for body in (b"oh dear", b"[]", b"\xff"):
-            assert (await http.post("/v1/messages", content=body)).status_code == 400
+        for path in ("/v1/messages", "/v1/responses", "/v1/chat/completions", "/v1/models/m:generateContent"):
+            for body in (b"oh dear", b"[]", b"\xff"):
+                assert (await http.post(path, content=body)).status_code == 400
     async with AsyncAnthropic(api_key="any", base_url=server.url) as client:
         with pytest.raises(NotFoundError):
             await client.models.list()
+
+
+async def test_it_is_idle_when_all_answers_have_ended(server: LLMServer, client: AsyncAnthropic) -> None:
+    await server.idle()
+    asked = asyncio.Event()
+
+    async def answer(_: LLMRequest) -> Answer:
+        asked.set()
+        return Answer("never", ending="stall")
+
+    server.script(answer)
+    waiting = asyncio.create_task(ask(client))
+    await asked.wait()
+    idle = asyncio.create_task(server.idle())
+    await asyncio.sleep(0)
+    assert not idle.done()
+    waiting.cancel()
+    await asyncio.wait_for(idle, 30)
 
 
 async def test_leaving_cuts_off_what_is_being_answered_and_frees_the_port() -> None:
@@ -196,7 +267,7 @@ def _run(code: str) -> str:
 
 def test_nothing_of_an_extra_is_imported_before_it_is_used() -> None:
     code = "import sys, jobstore.testing, jobstore.providers; print(*sys.modules)"
-    assert not {"starlette", "uvicorn", "anthropic"} & set(_run(code).split())
+    assert not {"starlette", "uvicorn", "anthropic", "openai", "google.genai"} & set(_run(code).split())
 
 
 @pytest.mark.parametrize(
@@ -204,7 +275,6 @@ def test_nothing_of_an_extra_is_imported_before_it_is_used() -> None:
     [
         ("starlette.applications", "from jobstore.testing import LLMServer", "pip install 'jobstore[testing]'"),
         ("uvicorn", "import jobstore.testing; jobstore.testing.LLMServer", "pip install 'jobstore[testing]'"),
-        ("anthropic", "import jobstore.providers.anthropic", "pip install 'jobstore[anthropic]'"),
     ],
 )
 def test_without_its_extra_the_import_says_what_to_install(missing: str, statement: str, advice: str) -> None:
