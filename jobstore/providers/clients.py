@@ -10,50 +10,51 @@ from jobstore.aio import in_thread
 from jobstore.errors import InvalidArgument
 from jobstore.providers.registry import NAMES, adapter_for
 
-VARIABLES = {"anthropic": "ANTHROPIC_API_KEY", "openai": "OPENAI_API_KEY", "gemini": "GEMINI_API_KEY"}
-"""Where each provider's SDK looks for its key."""
+_VARIABLES = {"anthropic": "ANTHROPIC_API_KEY", "openai": "OPENAI_API_KEY", "gemini": "GEMINI_API_KEY"}
+"""Where each SDK looks for its key."""
 
 
-def provider_of(api_type: str) -> str:
-    """Return whose API an API type is; see `adapter_for`.
+def api_types_beside(api_type: str) -> list[str]:
+    """Return the API types that the same client serves as an API type's, that one included.
 
     Raises:
         InvalidArgument: No adapter goes by this name.
         ImportError: Its SDK is not installed; it says what to install.
-    """
-    return adapter_for(api_type).provider
-
-
-def api_types_of(provider: str) -> list[str]:
-    """Return the API types that a provider's client serves.
 
     Example:
-        >>> api_types_of("openai")
+        >>> api_types_beside("openai")
         ['openai', 'openai_chat']
     """
-    return [name for name, adapter in NAMES.items() if adapter.partition("_")[0] == provider]
+    adapter_for(api_type)
+    return [name for name in NAMES if _sdk(name) == _sdk(api_type)]
 
 
 @asynccontextmanager
-async def client_from_environment(provider: str) -> AsyncIterator[Any]:
-    """Make a provider's client, without retries of its own, and close it in the end.
+async def client_from_environment(api_type: str) -> AsyncIterator[Any]:
+    """Make the client for an API type, without retries of its own, and close it in the end.
 
     Raises:
         InvalidArgument: The SDK cannot make one, as when the environment has no key.
 
     Example:
-        >>> async with client_from_environment("anthropic") as client:
+        >>> async with client_from_environment("claude") as client:
         ...     worker.handles_llm(api_type="claude", client=client)
     """
+    sdk = _sdk(api_type)
     try:
-        client = await in_thread(_MAKERS[provider])  # it reads certificates
+        client = await in_thread(_MAKERS[sdk])  # it reads certificates
     except Exception as error:  # noqa: BLE001 - each SDK has its own
-        kind, variable = type(error).__name__, VARIABLES[provider]
-        raise InvalidArgument("providers", f"no client for {provider} can be made ({kind}): set {variable}") from None
+        kind = type(error).__name__
+        raise InvalidArgument("client", f"for {api_type} cannot be made ({kind}): set {_VARIABLES[sdk]}") from None
     try:
         yield client
     finally:
         await _close(client)
+
+
+def _sdk(api_type: str) -> str:
+    """Return which SDK serves an API type: OpenAI's serves two."""
+    return NAMES[api_type].removesuffix("_chat")
 
 
 def _anthropic() -> object:

@@ -167,9 +167,7 @@ async def test_a_task_type_that_no_worker_handles_is_told(store: JobStore, clock
     text = "It waits: no live worker is registered for task type greeting or API claude, and no other either."
     assert await told(store, job) == ("no_worker", text)
     await list_worker(store, "plan", "title")
-    text = (
-        "It waits: no live worker is registered for task type greeting or API claude, only 1 live worker for others."
-    )
+    text = "It waits: no live worker is registered for task type greeting or API claude, only 1 live worker for others."
     assert await told(store, job) == ("no_worker", text)
     await list_worker(store, "greeting", name="gone")
     assert (await told(store, job))[0] == "next"
