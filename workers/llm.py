@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, cast, get_args
+from typing import Any, cast
 
 from jobstore import InvalidArgument, UnknownPolicy
-from jobstore.providers import Category, ProviderError
+from jobstore.providers import Category, ProviderError, adapter_of
+from jobstore.providers.recording import check_policy
 from jobstore.workers.context import JobContext
 from jobstore.workers.outcomes import Fail, Outcome, Retry
 
@@ -29,6 +30,10 @@ class LLMHandler:
     defaults: Mapping[str, Any] = field(default_factory=dict)
     """Of the request, where the job says nothing."""
 
+    def __post_init__(self) -> None:
+        """Refuse what no job could be done with."""
+        check_policy(self.on_unknown, adapter_of(self.client))
+
     async def __call__(self, job: JobContext) -> None:
         """Ask, and stream the answer.
 
@@ -48,10 +53,7 @@ class LLMHandler:
             raise outcome_of(error) from error
 
     def _policy(self, job: JobContext) -> UnknownPolicy:
-        wanted = job.job.metadata.get(ON_UNKNOWN, self.on_unknown)
-        if wanted not in get_args(UnknownPolicy):
-            raise InvalidArgument(ON_UNKNOWN, f"must be one of {', '.join(get_args(UnknownPolicy))}")
-        return cast("UnknownPolicy", wanted)
+        return cast("UnknownPolicy", job.job.metadata.get(ON_UNKNOWN, self.on_unknown))  # `ask` checks it
 
 
 def outcome_of(error: ProviderError) -> Outcome:

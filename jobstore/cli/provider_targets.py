@@ -36,14 +36,14 @@ async def ask_models(worker: Worker, providers: Sequence[str], policy: UnknownPo
     """Let a worker do all jobs for some providers' APIs; their clients are closed with the stack.
 
     Raises:
-        BadParameter: The environment lacks a key.
+        BadParameter: The environment lacks a key, or a provider takes no idempotency keys.
     """
     for provider in providers:
         if provider in worker.api_types:  # another name of one that is there
             continue
         try:
             client = await stack.enter_async_context(client_from_environment(provider))
+            for api_type in api_types_beside(provider):
+                worker.handles_llm(api_type=api_type, client=client, on_unknown=policy)
         except InvalidArgument as error:
             raise typer.BadParameter(str(error), param_hint=HINT) from None
-        for api_type in api_types_beside(provider):
-            worker.handles_llm(api_type=api_type, client=client, on_unknown=policy)

@@ -66,14 +66,8 @@ def check_metrics(port: int | None, processes: int) -> None:
 
 def command_line(settings: Settings, number: int) -> list[str]:
     """Return the command line of one of several processes, numbered from 0 on."""
-    command = [
-        sys.executable,
-        "-m",
-        "jobstore",
-        "work",
-        *([settings.target] if settings.target else ()),
-        "--supervised",
-    ]
+    target = () if settings.target is None else (settings.target,)
+    command = [sys.executable, "-m", "jobstore", "work", *target, "--supervised"]
     options = {
         "--providers": ",".join(settings.providers) or None,
         "--on-unknown": settings.on_unknown if settings.providers else None,

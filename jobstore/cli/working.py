@@ -105,8 +105,8 @@ def work(
     ANTHROPIC_API_KEY, OPENAI_API_KEY and GEMINI_API_KEY, base URLs from ANTHROPIC_BASE_URL, OPENAI_BASE_URL and
     GOOGLE_GEMINI_BASE_URL.
 
-    Otherwise MODULE is imported from the current folder. NAME is a `Worker` in it, which brings its own store; or a function
-    that is given the open store of `--db` and returns a `Worker`, such as
+    Otherwise MODULE is imported from the current folder. NAME is a `Worker` in it, which brings its own store; or a
+    function that is given the open store of `--db` and returns a `Worker`, such as
     `def worker(store): worker = Worker(store); …; return worker`.
 
     Once it is told to stop it claims no more, and waits for running jobs as long as `--grace` says; what runs longer

@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from typing import Any
+from typing import Any, cast, get_args
 
 from pydantic import JsonValue
 from uuid_utils import uuid4
@@ -201,7 +201,7 @@ async def ask(
     job = answer.claim.job
     adapter = adapter_for_job(job, client)
     asked = Request.of(job, **fields) if request is None else request
-    key = await _key(calls, job, adapter) if on_unknown == "idempotency_key" else None
+    key = await _key(calls, job) if check_policy(on_unknown, adapter) == "idempotency_key" else None
     recorder = CallRecorder(
         calls,
         answer.claim,
@@ -285,10 +285,21 @@ def adapter_for_job(job: Job, client: object) -> Adapter:
     return wanted
 
 
-async def _key(calls: CallRepository, job: Job, adapter: Adapter) -> str:
-    """Return the idempotency key of a job's last call, if nobody knows what became of it, else a new one."""
-    if adapter.provider not in HEEDS_KEYS:
+def check_policy(policy: object, adapter: Adapter) -> UnknownPolicy:
+    """Check what is to be done about unknown calls.
+
+    Raises:
+        InvalidArgument: It is no policy, or it needs idempotency keys and the provider takes none.
+    """
+    if policy not in get_args(UnknownPolicy):
+        raise InvalidArgument("on_unknown", f"must be one of {', '.join(get_args(UnknownPolicy))}")
+    if policy == "idempotency_key" and adapter.provider not in HEEDS_KEYS:
         raise InvalidArgument("on_unknown", f"must be retry or hold: {adapter.provider} takes no idempotency keys")
+    return cast("UnknownPolicy", policy)
+
+
+async def _key(calls: CallRepository, job: Job) -> str:
+    """Return the idempotency key of a job's last call, if nobody knows what became of it, else a new one."""
     return await calls.key_to_reuse(job.id) or str(uuid4())
 
 
