@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from time import monotonic
 from typing import Any, cast, get_args
 
 from pydantic import JsonValue
@@ -96,7 +96,7 @@ class CallRecorder:
             on_unknown=self._on_unknown,
             idempotency_key=self._key,
         )
-        self._sent_at = time.monotonic()
+        self._sent_at = monotonic()
 
     def hear(self, event: Event) -> None:
         """Take in what the answer tells of the call."""
@@ -106,7 +106,7 @@ class CallRecorder:
             case Started():
                 self._known |= {"remote_id": event.response_id, "model_answered": event.model}
             case Text() | Reasoning() | ToolCall():
-                self._first_at = self._first_at or time.monotonic()
+                self._first_at = self._first_at or monotonic()
             case Usage():
                 self.usage = event
             case Done():
@@ -154,7 +154,7 @@ class CallRecorder:
                 **self._known,
                 "usage": self.usage,
                 "time_to_first_token": first,
-                "duration": time.monotonic() - self._sent_at,
+                "duration": monotonic() - self._sent_at,
                 **({"status": CallStatus.SUCCEEDED} if self._is_complete or error is None else _failure(error)),
             }
         )
@@ -239,7 +239,7 @@ class _Heard:
         self._recorder = recorder
         self._tool_calls: list[JsonValue] = []
         self._text = self._thoughts = 0
-        self._told_at = time.monotonic()
+        self._told_at = monotonic()
 
     async def take(self, event: Event) -> None:
         """Count what came, and tell it about once a second."""
@@ -253,9 +253,9 @@ class _Heard:
             case Done():
                 self._answer.end(self._recorder.usage, self._metadata(event))
                 return
-        if time.monotonic() - self._told_at >= PROGRESS_SECONDS:
+        if monotonic() - self._told_at >= PROGRESS_SECONDS:
             await self._answer.progress(self._message(), self._recorder.usage)
-            self._told_at = time.monotonic()
+            self._told_at = monotonic()
 
     def _message(self) -> str:
         if not self._text and self._thoughts:

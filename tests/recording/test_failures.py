@@ -7,8 +7,11 @@ import pytest
 from jobstore import JobStore
 from jobstore.testing import FakeClock
 from jobstore.testing.llm_answers import API
+from tests.conformance.conftest import database, outputs, store
 from tests.providers.support import APIS
 from tests.recording import failures
+
+__all__ = ["database", "outputs", "store"]  # fixtures: on every engine
 
 
 @pytest.mark.parametrize("api", APIS)
