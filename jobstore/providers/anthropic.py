@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from jobstore.models import Usage
 from jobstore.providers.base import Adapter, Answer, Opened
-from jobstore.providers.common import count, part, refused_by_sdk, retry_after, unexpected_error
+from jobstore.providers.common import count, part, refused_by_sdk, retry_after, status_category, unexpected_error
 from jobstore.providers.errors import Category, ProviderError
 from jobstore.providers.events import Event, FinishReason, Reasoning, Text
 from jobstore.providers.images import Image, read_images
@@ -26,7 +26,7 @@ except ImportError as error:
     ) from error
 
 DEFAULT_MAX_TOKENS = 8192
-"""The API wants to be told; every model that is offered takes this much."""
+"""The API wants to be told. It is as much as its smaller models take; ask for more where an answer may be longer."""
 
 _BY_TYPE: dict[str, Category] = {
     "rate_limit_error": "rate_limited",
@@ -38,19 +38,7 @@ _BY_TYPE: dict[str, Category] = {
     "api_error": "server_error",
     "request_too_large": "context_too_long",
 }
-_BY_STATUS: dict[int, Category] = {
-    401: "authentication",
-    402: "quota_exhausted",
-    403: "authentication",
-    408: "timeout",
-    409: "server_error",  # two requests in each other's way: another try may pass
-    413: "context_too_long",
-    429: "rate_limited",
-    504: "timeout",
-    529: "overloaded",
-}
 _REFUSALS = frozenset({"invalid_request_error", "not_found_error"})
-_CLIENT_ERRORS = 4
 # These come as plain invalid requests, without a code of their own.
 _BY_WORDS: dict[str, Category] = {
     "prompt is too long": "context_too_long",
@@ -88,7 +76,7 @@ class AnthropicAnswer(Answer):
         match event.type:
             case "message_start":
                 started = self.start(event.message.id, event.message.model)
-                return [*started, self.count(_plain(event.message.usage))]
+                return [*started, *self.count(_plain(event.message.usage))]
             case "content_block_start":
                 return self._begin_block(event.index, event.content_block)
             case "content_block_delta":
@@ -97,7 +85,7 @@ class AnthropicAnswer(Answer):
                 return self._end_block(event.index)
             case "message_delta":
                 self.reason = event.delta.stop_reason or self.reason
-                return [self.count(_plain(event.usage))]
+                return self.count(_plain(event.usage))
             case "message_stop":
                 self._stopped = True
         return []
@@ -109,7 +97,7 @@ class AnthropicAnswer(Answer):
             events += self._begin_block(index, block)
             events += self._end_block(index)
         self.reason, self._stopped = response.stop_reason, True
-        return [*events, self.count(_plain(response.usage))]
+        return [*events, *self.count(_plain(response.usage))]
 
     def _begin_block(self, index: int, block: Any) -> list[Event]:  # noqa: ANN401 - a union of two dozen
         if block.type == "text" and block.text:
@@ -169,8 +157,6 @@ class AnthropicAdapter(Adapter):
         }
         if request.system is not None:
             arguments["system"] = request.system
-        if request.temperature is not None:  # the SDK's call has no argument for it any more
-            arguments["extra_body"] = {"temperature": request.temperature}
         if request.stop:
             arguments["stop_sequences"] = request.stop
         if request.tools:
@@ -178,7 +164,10 @@ class AnthropicAdapter(Adapter):
                 {"name": tool.name, "description": tool.description or "", "input_schema": tool.parameters}
                 for tool in request.tools
             ]
-        return arguments | request.options
+        arguments |= request.options
+        if request.temperature is not None:  # the SDK's call has no argument for it any more
+            arguments["extra_body"] = {"temperature": request.temperature, **part(arguments, "extra_body")}
+        return arguments
 
     async def open(self, client: AsyncAnthropic, arguments: dict[str, Any], *, sdk_retries: bool) -> Opened:
         """Send a request."""
@@ -218,11 +207,11 @@ def _category(error: anthropic.APIStatusError) -> Category:
     """Look at the code first: an account without credit is answered like one that is too fast."""
     if (error.error_code or "").endswith("spend_limit_reached"):
         return "quota_exhausted"
-    known = _BY_TYPE.get(error.type or "") or _BY_STATUS.get(error.status_code)
-    if known is not None:
+    known = _BY_TYPE.get(error.type or "") or status_category(error.status_code)
+    if known == "server_error" and error.type in _REFUSALS:  # within a stream, whose status is 200
+        known = "invalid_request"
+    if known != "invalid_request":
         return known
-    if error.type not in _REFUSALS and error.status_code // 100 != _CLIENT_ERRORS:
-        return "server_error"
     message = str(error.api_message).lower()
     return next((category for words, category in _BY_WORDS.items() if words in message), "invalid_request")
 

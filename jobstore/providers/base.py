@@ -73,10 +73,8 @@ class Answer(ABC):
         Raises:
             ProviderError: It failed, did not come to its end, or was withheld.
         """
-        if self.error is not None:
-            raise self.error
         if not self.is_complete or self.reason is None:
-            raise self.failure("truncated")
+            raise self.error or self.failure("truncated")
         if self.withheld is not None or self.reason in self.filtered:
             raise self.failure("content_filtered", code=self.withheld or self.reason)
         finish_reason = self.finish_reasons.get(self.reason, "other")
@@ -114,10 +112,10 @@ class Answer(ABC):
             id=call_id or f"call-{self._calls}", name=name, arguments=arguments or "{}", signature=signature
         )
 
-    def count(self, raw: Mapping[str, JsonValue]) -> Usage:
-        """Merge counts into what was known, and return all of it."""
-        self.raw_usage = {**self.raw_usage, **raw}
-        return self.usage(self.raw_usage)
+    def count(self, raw: Mapping[str, JsonValue]) -> list[Event]:
+        """Merge counts into what was known, and tell all of it if it says more than before."""
+        known, self.raw_usage = self.raw_usage, {**self.raw_usage, **raw}
+        return [] if self.raw_usage == known else [self.usage(self.raw_usage)]
 
     @staticmethod
     @abstractmethod
@@ -181,7 +179,7 @@ class Adapter(ABC):
                 async for event in opened.events:
                     for heard in answer.hear(event):
                         yield heard
-                    if answer.error is not None:
+                    if answer.error is not None and not answer.is_complete:
                         raise answer.error
             finally:
                 await opened.close()

@@ -35,6 +35,26 @@ _BY_CLASS: tuple[tuple[str, str, Category], ...] = (
 counts."""
 
 
+_BY_STATUS: dict[int, Category] = {
+    401: "authentication",
+    402: "quota_exhausted",
+    403: "authentication",
+    408: "timeout",
+    409: "server_error",  # two requests in each other's way: another try may pass
+    413: "context_too_long",
+    429: "rate_limited",
+    503: "overloaded",
+    504: "timeout",
+    529: "overloaded",
+}
+_CLIENT_ERRORS = 4
+
+
+def status_category(status: int) -> Category:
+    """Return what an HTTP status means where nothing else says it."""
+    return _BY_STATUS.get(status) or ("invalid_request" if status // 100 == _CLIENT_ERRORS else "server_error")
+
+
 def retry_after(headers: Mapping[str, str]) -> float | None:
     """Return the seconds to wait that a response asks for: in milliseconds, in seconds or as a date."""
     for name, unit in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
@@ -78,7 +98,8 @@ def part(raw: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 def unexpected_error(provider: str, error: Exception, request_id: str | None) -> ProviderError:
     """Return what an error means that tells of no response: the network's, or what an unexpected response led to."""
     category = _category(error) or "server_error"
-    return ProviderError(provider, category, request_id=request_id, code=type(error.__cause__ or error).__name__)
+    cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
+    return ProviderError(provider, category, request_id=request_id, code=type(cause).__name__)
 
 
 def presentable(error: Exception) -> Exception | None:

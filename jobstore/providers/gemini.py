@@ -64,7 +64,7 @@ class GeminiAnswer(Answer):
             if candidate.finish_reason is not None:
                 self.reason = candidate.finish_reason.value
         if event.usage_metadata is not None:
-            events.append(self.count(event.usage_metadata.model_dump(mode="json", by_alias=True, exclude_none=True)))
+            events += self.count(event.usage_metadata.model_dump(mode="json", by_alias=True, exclude_none=True))
         return events
 
     def read(self, response: types.GenerateContentResponse) -> list[Event]:
@@ -108,8 +108,6 @@ class GeminiAdapter(Adapter):
             InvalidArgument: The options name `http_options`, which belong to the client, or do not fit; or an image
                 cannot be read.
         """
-        if "http_options" in request.options:
-            raise InvalidArgument("options", "must not have http_options: give them to the client")
         images = await read_images(request.conversation)
         config: dict[str, Any] = {
             "system_instruction": request.system,
@@ -184,9 +182,13 @@ def _declaration(tool: Tool) -> dict[str, Any]:
 
 def _config(fields: dict[str, Any]) -> types.GenerateContentConfig:
     try:
-        return types.GenerateContentConfig(**fields)
+        config = types.GenerateContentConfig(**fields)
     except ValueError:  # it quotes what it was given
         problem = "do not fit what google-genai's GenerateContentConfig takes"
+    else:
+        if config.http_options is None:
+            return config
+        problem = "must not have http_options: a job could send the client's key elsewhere; give them to the client"
     raise InvalidArgument("options", problem)
 
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from jobstore.providers.common import retry_after, within_reason
+from jobstore.providers.common import retry_after, status_category, within_reason
 from jobstore.providers.errors import Category, ProviderError
 
 _BY_STATUS: dict[str, Category] = {
@@ -25,15 +25,6 @@ _BY_STATUS: dict[str, Category] = {
     "CANCELLED": "server_error",
     "ABORTED": "server_error",
 }
-_BY_CODE: dict[int, Category] = {
-    401: "authentication",
-    403: "authentication",
-    408: "timeout",
-    429: "rate_limited",
-    503: "overloaded",
-    504: "timeout",
-}
-_CLIENT_ERRORS = 4
 # These come as plain invalid requests.
 _BY_WORDS: dict[str, Category] = {
     "exceeds the maximum number of tokens": "context_too_long",
@@ -72,9 +63,7 @@ def _category(code: object, status: str | None, message: str, details: list[Mapp
         return "quota_exhausted"
     if (_reason(details) or "").startswith("API_KEY_"):
         return "authentication"
-    known = _BY_STATUS.get(status or "") or _BY_CODE.get(code if isinstance(code, int) else 0)
-    if known is None:
-        known = "invalid_request" if isinstance(code, int) and code // 100 == _CLIENT_ERRORS else "server_error"
+    known = _BY_STATUS.get(status or "") or status_category(code if isinstance(code, int) else 500)
     if known != "invalid_request":
         return known
     return next((category for words, category in _BY_WORDS.items() if words in message.lower()), known)

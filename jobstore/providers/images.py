@@ -12,7 +12,7 @@ from jobstore.errors import InvalidArgument
 from jobstore.providers.request import Message
 
 LARGEST = 32 * 2**20
-"""Bytes: no provider takes more in a request (Anthropic: 32 MB, Gemini: 20 MB inline, OpenAI: 50 MB of base64)."""
+"""Bytes: so that a path by mistake costs no memory. What the providers take is mostly less, and theirs to say."""
 
 _SIGNATURES = (
     (b"\x89PNG\r\n\x1a\n", "image/png"),
@@ -23,15 +23,11 @@ _SIGNATURES = (
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """An image as the providers want it."""
+    """An image as the providers want it: encoded when it is read, away from the event loop."""
 
     media_type: str
     data: bytes = field(repr=False)
-
-    @property
-    def base64(self) -> str:
-        """The image's bytes in base64."""
-        return base64.b64encode(self.data).decode()
+    base64: str = field(repr=False)
 
     @property
     def url(self) -> str:
@@ -59,7 +55,7 @@ def _read_image(path: str) -> Image:
         raise InvalidArgument("images", f"{path!r} cannot be read: {type(error).__name__}") from error
     if len(data) > LARGEST:
         raise InvalidArgument("images", f"{path} is larger than {LARGEST // 2**20} MiB")
-    return Image(_media_type(path, data), data)
+    return Image(_media_type(path, data), data, base64.b64encode(data).decode())
 
 
 def _media_type(path: str, data: bytes) -> str:

@@ -85,7 +85,7 @@ class ResponsesAnswer(Answer):
         started = self.start(response.id, response.model)
         if response.usage is None:
             return started
-        return [*started, self.count(response.usage.model_dump(mode="json", exclude_none=True, warnings=False))]
+        return [*started, *self.count(response.usage.model_dump(mode="json", exclude_none=True, warnings=False))]
 
     def _fail(self, code: str | None, message: str | None) -> None:
         self.error = self.failure(category_of(code) or "server_error", code=code, message=message)

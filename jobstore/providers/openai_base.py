@@ -6,7 +6,7 @@ from abc import abstractmethod
 from typing import Any
 
 from jobstore.providers.base import Adapter, Opened
-from jobstore.providers.common import refused_by_sdk, retry_after, unexpected_error
+from jobstore.providers.common import refused_by_sdk, retry_after, status_category, unexpected_error
 from jobstore.providers.errors import Category, ProviderError
 from jobstore.providers.request import Tool
 
@@ -41,20 +41,6 @@ _BY_WORDS: tuple[tuple[str, Category], ...] = (
     ("image", "invalid_request"),
 )
 """Words within codes, of families that grow."""
-
-_BY_STATUS: dict[int, Category] = {
-    401: "authentication",
-    402: "quota_exhausted",
-    403: "authentication",
-    408: "timeout",
-    409: "server_error",  # two requests in each other's way: another try may pass
-    413: "context_too_long",
-    429: "rate_limited",
-    503: "overloaded",
-    504: "timeout",
-    529: "overloaded",
-}
-_CLIENT_ERRORS = 4
 
 
 class OpenAIBase(Adapter):
@@ -100,7 +86,7 @@ def category_of(code: str | None, kind: str | None = None, status: int | None = 
     known = next((category for word, category in _BY_WORDS if word in (code or "")), None)
     if known is not None or status is None:
         return known or ("invalid_request" if kind == "invalid_request_error" else None)
-    return _BY_STATUS.get(status) or ("invalid_request" if status // 100 == _CLIENT_ERRORS else "server_error")
+    return status_category(status)
 
 
 def function(tool: Tool) -> dict[str, Any]:

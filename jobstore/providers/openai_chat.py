@@ -42,7 +42,7 @@ class ChatAnswer(Answer):
                 events += self._say(choice.delta)
                 events += self._finish(choice.finish_reason)
         if event.usage is not None:
-            events.append(self.count(event.usage.model_dump(mode="json", exclude_none=True, warnings=False)))
+            events += self.count(event.usage.model_dump(mode="json", exclude_none=True, warnings=False))
         return events
 
     def read(self, response: ChatCompletion) -> list[Event]:
@@ -52,7 +52,7 @@ class ChatAnswer(Answer):
             events += self._say(choice.message)
             events += self._finish(choice.finish_reason)
         if response.usage is not None:
-            events.append(self.count(response.usage.model_dump(mode="json", exclude_none=True, warnings=False)))
+            events += self.count(response.usage.model_dump(mode="json", exclude_none=True, warnings=False))
         return events
 
     def _say(self, said: Any) -> list[Event]:  # noqa: ANN401 - a message, or a part of one

@@ -27,7 +27,7 @@ _CLIENTS = {
 
 
 def adapter_for(api_type: str) -> Adapter:
-    """Return the adapter for a job's API type.
+    """Return the adapter for a job's API type. To import its SDK takes a moment: ask before work begins.
 
     Args:
         api_type: "claude" or "anthropic"; "openai" (its Responses API), "openai_chat" (chat completions, which many

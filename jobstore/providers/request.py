@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, JsonValue, ValidationError
 
 from jobstore.errors import InvalidArgument
-from jobstore.models import Job, Model, dump_json, encode_text, first_problem
+from jobstore.models import Job, Model, encode_text, first_problem
 from jobstore.providers.events import ToolCall
 
 Role = Literal["user", "assistant", "tool"]
@@ -65,6 +65,12 @@ class Message(_Asked):
 
     def _check(self) -> None:
         encode_text("content", self.content, InvalidArgument)
+        if (self.role == "tool") != (self.tool_call_id is not None):
+            raise InvalidArgument("tool_call_id", "goes with the result of a tool's call, and only with that")
+        if self.images and self.role != "user":
+            raise InvalidArgument("images", f"cannot go with a message of the role {self.role}")
+        if self.tool_calls and self.role != "assistant":
+            raise InvalidArgument("tool_calls", f"cannot go with a message of the role {self.role}")
 
 
 class Request(_Asked):
@@ -99,6 +105,8 @@ class Request(_Asked):
     def _check(self) -> None:
         encode_text("prompt", self.prompt, InvalidArgument)
         encode_text("system", self.system or "", InvalidArgument)
+        if not self.conversation:
+            raise InvalidArgument("prompt", "is empty, and there are no messages to go on from")
 
     @property
     def conversation(self) -> list[Message]:
@@ -118,34 +126,22 @@ class Request(_Asked):
             **defaults: Fields that hold where the job says nothing.
 
         Raises:
-            InvalidArgument: The job names no model, or a field cannot be accepted; it names the field.
+            InvalidArgument: The job names no model, its prompt was not loaded, or a field cannot be accepted; it names
+                the field.
 
         Example:
             >>> job = await store.jobs.enqueue("Explain", …, model_used="gpt-6-luna", metadata={"system": "Be brief."})
             >>> Request.of(job, max_tokens=1000).system
             'Be brief.'
         """
-        fields = {**defaults, **_chosen(job.metadata)}
+        fields: dict[str, Any] = {**defaults, **_chosen(job.metadata)}
         if job.model_used is not None:
             fields["model"] = job.model_used
         if "model" not in fields:
             raise InvalidArgument("model", "the job names none: enqueue it with model_used=…, or give a default")
-        fields["prompt"] = job.prompt or ""
-        return cls.read(fields)
-
-    @classmethod
-    def read(cls, fields: Mapping[str, Any]) -> Self:
-        """Build a request from plain JSON values.
-
-        Raises:
-            InvalidArgument: A field cannot be accepted; it names the field.
-        """
-        text = dump_json("request", {**fields})
-        try:
-            return cls.model_validate_json(text)
-        except ValidationError as error:
-            problem = first_problem(error)
-        raise InvalidArgument(*problem)  # out here, because that error quotes its input
+        if job.prompt is None:
+            raise InvalidArgument("prompt", "lies in a file: take a claim's job, or job.with_prompt(…)")
+        return cls(**{**fields, "prompt": job.prompt})
 
 
 _FROM_METADATA = frozenset(Request.model_fields) - {"model", "prompt"}

@@ -60,8 +60,6 @@ class Answer:
 
     Attributes:
         text: All of it; an ending other than "ok" comes half-way.
-        reasoning: What the model thought before.
-        tool_calls: What it asks for in the end; they come only with the ending "ok".
         ending: How the stream ends; an answer that is not streamed fails in the same way.
         stop_reason: Why the model stopped, in the protocol's own word; None is its usual one.
         error_type: What an "error" ending says, in the protocol's own word; None is "overloaded".
@@ -69,17 +67,19 @@ class Answer:
             has no count of what is written to its cache.
         chunk_size: Characters a piece; None is the server's.
         delay: Seconds before each piece; None is the server's.
+        reasoning: What the model thought before.
+        tool_calls: What it asks for in the end; they come only with the ending "ok".
     """
 
     text: str = field(repr=False)
-    reasoning: str = field(default="", repr=False)
-    tool_calls: tuple[ToolCall, ...] = ()
     ending: Ending = "ok"
     stop_reason: str | None = None
     error_type: str | None = None
     usage: Usage = field(default_factory=Usage)
     chunk_size: int | None = None
     delay: float | None = None
+    reasoning: str = field(default="", repr=False)
+    tool_calls: tuple[ToolCall, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

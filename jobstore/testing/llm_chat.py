@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from jobstore.providers import ToolCall
 from jobstore.testing.llm_answers import Answer, Failure, LLMRequest, Refusal
-from jobstore.testing.llm_responses import FAILURES, openai_error
+from jobstore.testing.llm_openai import FAILURES, openai_error
 from jobstore.testing.llm_wire import (
     Counts,
     Protocol,

@@ -169,8 +169,13 @@ class LLMServer:
             return _refusal(protocol, reply, request_id)
         if asked.stream:
             return self._event_stream(protocol, asked, reply, request_id)
-        await asyncio.sleep(self._delay(reply))
-        return self._whole_answer(protocol, asked, reply, request_id)
+        whole = self._whole_answer(protocol, asked, reply, request_id)
+
+        async def respond(scope: Scope, receive: Receive, send: Send) -> None:
+            if await self._pause(reply, receive):
+                await whole(scope, receive, send)
+
+        return respond
 
     def _whole_answer(self, protocol: Protocol, asked: LLMRequest, answer: Answer, request_id: str) -> ASGIApp:
         if answer.ending in {"error", "failed"}:
@@ -201,7 +206,8 @@ class LLMServer:
         async def respond(scope: Scope, receive: Receive, send: Send) -> None:
             await send({"type": "http.response.start", "status": 200, "headers": raw_headers})
             for event in events:
-                await asyncio.sleep(self._delay(answer))
+                if not await self._pause(answer, receive):
+                    return
                 await send({"type": "http.response.body", "body": event, "more_body": True})
             if answer.ending == "abort":
                 await self._hang_up(scope, receive, send)
@@ -220,8 +226,15 @@ class LLMServer:
             transport.close()
         await receive()  # returns when the connection is lost
 
-    def _delay(self, answer: Answer) -> float:
-        return self.delay if answer.delay is None else answer.delay
+    async def _pause(self, answer: Answer, receive: Receive) -> bool:
+        """Wait as long as a piece takes, and return whether the client is still there."""
+        delay = self.delay if answer.delay is None else answer.delay
+        try:
+            async with asyncio.timeout(delay):
+                await _departure(receive)
+        except TimeoutError:
+            return True
+        return False
 
     def _new_request_id(self) -> str:
         return f"req_{next(self._request_numbers):024d}"
@@ -229,6 +242,10 @@ class LLMServer:
 
 async def _stall(scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG001 - an ASGI application
     """Say nothing until the client has gone."""
+    await _departure(receive)
+
+
+async def _departure(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
 

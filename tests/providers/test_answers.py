@@ -8,7 +8,7 @@ import pytest
 from anthropic.types import Message
 from google.genai.types import GenerateContentResponse
 from openai.types.chat import ChatCompletion
-from openai.types.responses import Response
+from openai.types.responses import Response, ResponseCompletedEvent, ResponseErrorEvent
 
 from jobstore import Usage
 from jobstore.providers import (
@@ -124,6 +124,20 @@ async def test_the_providers_own_counts_are_kept(server: LLMServer, speaker: Spe
 async def test_what_tools_gave_to_geminis_prompt_is_input_too(gemini: Speaker) -> None:
     counted = {"promptTokenCount": 10, "toolUsePromptTokenCount": 5, "thoughtsTokenCount": 3}
     assert gemini.adapter.answer().usage(counted) == Usage(input_tokens=15, output_tokens=3, reasoning_tokens=3)
+
+
+async def test_counts_that_say_nothing_new_are_not_told_again(server: LLMServer, gemini: Speaker) -> None:
+    server.script(Answer("0123456789", chunk_size=1, usage=Usage(input_tokens=7, output_tokens=5)))
+    counts = of_type(await gemini.ask(), Usage)
+    assert counts == [Usage(input_tokens=7), Usage(input_tokens=7, output_tokens=5)]
+
+
+async def test_what_comes_after_the_end_spoils_nothing(openai: Speaker) -> None:
+    answer = openai.adapter.answer()
+    response = Response.construct(id="r", model="m", status="completed", output=[])
+    answer.hear(ResponseCompletedEvent.construct(type="response.completed", response=response))
+    answer.hear(ResponseErrorEvent.construct(type="error", code="server_error", message="too late"))
+    assert answer.done().finish_reason == "stop"
 
 
 async def test_counts_come_while_the_answer_does(server: LLMServer, speaker: Speaker) -> None:

@@ -60,11 +60,15 @@ async def test_a_stream_that_does_not_end_properly_fails_after_its_first_half(
 
 
 @pytest.mark.parametrize("api", APIS)
-async def test_a_stream_that_falls_silent_is_a_timeout(server: LLMServer, api: API) -> None:
-    server.script(Answer("first half second half", ending="stall", chunk_size=4))
+@pytest.mark.parametrize("answer", [Answer("first half second half", ending="stall"), Answer("slow", delay=3600.0)])
+async def test_a_stream_that_falls_silent_or_never_begins_is_a_timeout(
+    server: LLMServer, api: API, answer: Answer
+) -> None:
+    server.script(answer)
     async with speaking(api, server.url, timeout=0.3) as speaker:
         _, error = await speaker.ask_and_fail()
     assert (error.category, error.retryable, error.http_status) == ("timeout", True, None)
+    await asyncio.wait_for(server.idle(), 30)
 
 
 @pytest.mark.parametrize("failure", REFUSED)

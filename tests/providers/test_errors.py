@@ -90,6 +90,7 @@ async def test_an_error_response_has_its_category(
 MIDWAY: list[tuple[API, Ending, str, Category]] = [
     ("anthropic", "error", "rate_limit_error", "rate_limited"),
     ("anthropic", "error", "brand_new_error", "server_error"),
+    ("anthropic", "error", "invalid_request_error", "invalid_request"),
     ("openai", "error", "rate_limit_exceeded", "rate_limited"),
     ("openai", "error", "insufficient_quota", "quota_exhausted"),
     ("openai", "error", "brand_new", "server_error"),

@@ -187,6 +187,14 @@ async def test_options_go_to_the_sdk_as_they_are_and_win(server: LLMServer, spea
         assert sent.items() <= settings.items()
 
 
+async def test_a_temperature_goes_to_anthropic_beside_what_else_the_body_is_to_have(
+    server: LLMServer, speakers: dict[API, Speaker]
+) -> None:
+    options: dict[str, Any] = {"extra_body": {"top_k": 3}}
+    body = await body_of(server, speakers["anthropic"], temperature=0.5, options=options)
+    assert (body["temperature"], body["top_k"]) == (0.5, 3)
+
+
 async def test_a_request_is_streamed_whatever_the_options_say(server: LLMServer, openai_chat: Speaker) -> None:
     assert (await body_of(server, openai_chat, options={"stream": False}))["stream"] is True
 
@@ -206,6 +214,7 @@ async def test_anthropic_is_told_how_long_an_answer_may_become_as_it_must_be(
     [
         ("openai", {"stop": ["END"]}, "stop"),
         ("gemini", {"options": {"http_options": {"base_url": "http://elsewhere"}}}, "options"),
+        ("gemini", {"options": {"httpOptions": {"baseUrl": "http://elsewhere"}}}, "options"),
         ("gemini", {"options": {"temprature": "a secret"}}, "options"),
         (
             "anthropic",
@@ -321,7 +330,10 @@ async def test_what_a_job_does_not_say_is_as_the_defaults_have_it(store: JobStor
 
 async def test_a_prompt_that_lies_in_a_file_is_asked_whole(store: JobStore) -> None:
     large = "large " * 20_000
-    assert Request.of(await job_with(store, {}, prompt=large)).prompt == large
+    job = await job_with(store, {}, prompt=large)
+    assert Request.of(job).prompt == large
+    with pytest.raises(InvalidArgument, match="prompt: lies in a file"):
+        Request.of(await store.jobs.get(job.id))
 
 
 @pytest.mark.parametrize(
@@ -336,6 +348,10 @@ async def test_a_prompt_that_lies_in_a_file_is_asked_whole(store: JobStore) -> N
         ("m", {"tools": [{"name": ""}]}, "name"),
         ("m", {"images": "a secret"}, "images"),
         ("m", {"options": ["a secret"]}, "options"),
+        ("m", {"messages": [{"role": "tool", "content": "a secret"}]}, "tool_call_id"),
+        ("m", {"messages": [{"role": "user", "tool_call_id": "a secret"}]}, "tool_call_id"),
+        ("m", {"messages": [{"role": "assistant", "images": ["a secret"]}]}, "images"),
+        ("m", {"messages": [{"role": "user", "tool_calls": [CALL.model_dump()]}]}, "tool_calls"),
     ],
 )
 async def test_a_job_that_cannot_be_asked_is_refused_and_names_the_field(
@@ -347,6 +363,12 @@ async def test_a_job_that_cannot_be_asked_is_refused_and_names_the_field(
     assert refused.value.field == named
     assert "secret" not in str(refused.value)
     assert refused.value.__context__ is None
+
+
+async def test_a_job_that_asks_nothing_is_refused(store: JobStore) -> None:
+    job = await job_with(store, {}, prompt="")
+    with pytest.raises(InvalidArgument, match="prompt: is empty"):
+        Request.of(job)
 
 
 def test_a_lone_surrogate_is_refused_as_it_could_not_be_sent() -> None:
@@ -369,7 +391,7 @@ messages = st.builds(Message, role=st.sampled_from(["user", "assistant"]), conte
     st.builds(
         Request,
         model=texts.filter(bool),
-        prompt=texts,
+        prompt=texts.filter(bool),
         messages=st.lists(messages, max_size=3),
         system=st.none() | texts,
         max_tokens=st.none() | st.integers(1, 10**6),
@@ -379,7 +401,7 @@ messages = st.builds(Message, role=st.sampled_from(["user", "assistant"]), conte
 )
 def test_a_request_is_json_both_ways(request: Request) -> None:  # type: ignore[misc]
     assert Request.model_validate_json(request.model_dump_json()) == request
-    assert Request.read(json.loads(request.model_dump_json())) == request
+    assert Request(**json.loads(request.model_dump_json())) == request
 
 
 def test_no_text_shows_in_the_repr_of_a_request() -> None:
