@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
@@ -219,9 +220,12 @@ async def ask(
                 recorder.hear(event)
                 if isinstance(event, Sending):
                     await recorder.begin()
+                elif isinstance(event, Responded):
+                    answer.open_soon()  # the first piece is not to wait for it
                 elif isinstance(event, Text):
-                    await answer.write(event.text)
+                    await answer.write_soon(event.text)
                     yield event.text
+                    await asyncio.sleep(0)  # pieces that came together come without a pause: others want their turn
                 await heard.take(event)
     except BaseException as error:
         recorder.settle_with_end(error)
@@ -251,6 +255,7 @@ class _Heard:
             case ToolCall():
                 self._tool_calls.append(event.model_dump())
             case Done():
+                await self._answer.flush()  # or the answer is not there, however complete it is
                 self._answer.end(self._recorder.usage, self._metadata(event))
                 return
         if monotonic() - self._told_at >= PROGRESS_SECONDS:

@@ -7,12 +7,17 @@ from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
 
+from jobstore.aio import finish
 from jobstore.errors import AnswerUnfinished, InvalidArgument
-from jobstore.models import Claim, Usage
+from jobstore.models import Claim, Usage, encode_text
 from jobstore.outputs import OutputWriter
 
 if TYPE_CHECKING:
     from jobstore.repositories.job_work import JobWork
+
+
+MAX_EARLY = 1000
+"""Pieces of text that wait for the output to open; that takes some milliseconds."""
 
 
 class AttemptAnswer:
@@ -31,9 +36,10 @@ class AttemptAnswer:
         self.metadata: dict[str, Any] = {}
         self.broken: Exception | None = None
         self._jobs = jobs
-        self._output: OutputWriter | None = None
-        self._stack: AsyncExitStack | None = None  # made with the output: most jobs need neither
-        self._opening = asyncio.Lock()
+        self._opening: asyncio.Task[OutputWriter] | None = None
+        self._stack = AsyncExitStack()
+        self._early: list[str] = []  # what is written while the output opens
+        self._has_text = False
         self._streams: list[AsyncGenerator[str, None]] = []
 
     async def write(self, text: str) -> None:
@@ -45,11 +51,46 @@ class AttemptAnswer:
             DiskFull: There is no room for it.
             OutputError: It cannot be written.
         """
-        async with self._opening:
-            if self._output is None:
-                self._stack = AsyncExitStack()
-                self._output = await self._stack.enter_async_context(self._jobs.output(self.claim))
-        await self._output.write(text)
+        self._has_text = True
+        writer = await _result(self.open_soon())
+        await writer.write(text)
+
+    async def write_soon(self, text: str) -> None:
+        """Do the same, but without waiting for an output that is just being opened.
+
+        Raises:
+            InvalidJob: It cannot be stored.
+            JobStoreError: As `write` raises, of what was added before.
+        """
+        if self.open_soon().done() or len(self._early) >= MAX_EARLY:
+            await self.write(text)
+            return
+        encode_text("text", text)
+        self._has_text = True
+        self._early.append(text)
+
+    def open_soon(self) -> asyncio.Task[OutputWriter]:
+        """Begin to open the output, if that is not done."""
+        if self._opening is None or (self._opening.done() and self._opening.exception() is not None):
+            self._opening = asyncio.get_running_loop().create_task(self._open())
+        return self._opening
+
+    async def _open(self) -> OutputWriter:
+        writer = await self._stack.enter_async_context(self._jobs.output(self.claim))
+        while self._early:  # in their order: who writes meanwhile adds to the end
+            await writer.write(self._early.pop(0))
+        return writer
+
+    async def flush(self) -> None:
+        """Wait until what was written is on its way into the output.
+
+        Raises:
+            LeaseLost: The attempt has ended.
+            DiskFull: There is no room for it.
+            OutputError: The output cannot be opened.
+        """
+        if self._opening is not None:
+            await _result(self._opening)
 
     async def progress(self, status_message: str, usage: Usage | None) -> None:
         """Tell how the answer gets on.
@@ -65,7 +106,7 @@ class AttemptAnswer:
         Raises:
             InvalidArgument: What an earlier stream left unfinished would be a part of this answer.
         """
-        if self.broken is not None and self._output is not None:
+        if self.broken is not None and self._has_text:
             raise InvalidArgument("stream", "what an earlier stream wrote before it broke off would be a part of this")
         self.broken = AnswerUnfinished(self.claim.job_id, self.claim.attempt)
 
@@ -86,7 +127,7 @@ class AttemptAnswer:
         return stream
 
     async def close(self) -> None:
-        """End the streams, and make durable what was written.
+        """End the streams, and make durable what was written; whether it could be opened, `flush` tells.
 
         Raises:
             DiskFull: There is no room for it.
@@ -94,5 +135,18 @@ class AttemptAnswer:
         """
         while self._streams:
             await self._streams.pop().aclose()
-        if self._stack is not None:
-            await self._stack.aclose()
+        if self._opening is not None:
+            await finish(_wait(self._opening))
+            self._opening.exception()  # who wrote has heard of it
+        await self._stack.aclose()
+
+
+async def _result(opening: asyncio.Task[OutputWriter]) -> OutputWriter:
+    """Return what a task opens; cancelled, wait for its end all the same, so that nothing opens behind one's back."""
+    if not opening.done():
+        await finish(_wait(opening))
+    return opening.result()
+
+
+async def _wait(task: asyncio.Task[Any]) -> None:
+    await asyncio.wait([task])

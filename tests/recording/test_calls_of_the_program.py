@@ -9,7 +9,7 @@ from contextlib import suppress
 
 import pytest
 
-from jobstore import AnswerUnfinished, JobStatus, JobStore, Usage
+from jobstore import AnswerUnfinished, DiskFull, JobStatus, JobStore, Usage
 from jobstore.providers import ProviderError, Request
 from jobstore.repositories.recording import RecordedCall
 from jobstore.testing import Answer, LLMServer, Refusal
@@ -148,6 +148,20 @@ async def test_a_call_that_cannot_be_noted_is_not_sent(store: JobStore, server: 
             await store.execute("UPDATE job_attempts SET finished_at = 1, outcome = 'lost'")
             await text_of(call, client)
     assert server.requests == []
+
+
+async def test_an_answer_that_finds_no_room_is_not_completed(
+    store: JobStore, client: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_job_id: str) -> None:
+        raise DiskFull
+
+    async with store.jobs.record("Say hello", task_type="greeting", api_type="claude") as call:
+        monkeypatch.setattr(store.jobs._backend.outputs, "create", refuse)
+        with pytest.raises(DiskFull):
+            await text_of(call, client)
+    assert (call.job.status, call.job.error_type) == (JobStatus.FAILED, "DiskFull")
+    assert call.job.output_file_path is None
 
 
 def test_the_store_loads_no_provider_by_itself() -> None:
