@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import fields
+from functools import partial
 from typing import Any
 
 import pytest
@@ -351,12 +352,26 @@ async def test_arguments_are_checked(store: JobStore, wrong: dict[str, Any], fie
     assert await store.calls.list(held.job_id) == []
 
 
+async def test_what_is_no_call_cannot_be_settled(store: JobStore) -> None:
+    held = await start(store)
+    call = await begin(store, held)
+    for field, wrong in (("call", (call.id, SUCCEEDED)), ("settlement", (call, "succeeded"))):
+        for settle in (store.calls.settle, partial(_settle_with_end, store, held)):
+            with pytest.raises(InvalidArgument) as refusal:
+                await settle(*wrong)  # type: ignore[operator]
+            assert refusal.value.field == field
+
+
 async def test_unknown_calls_and_jobs(store: JobStore) -> None:
     job = await enqueue(store)
     assert await store.calls.list(job.id) == await store.calls.list("no such job") == []
     with pytest.raises(CallNotFound) as failure:
         await store.calls.get("no such call")
     assert failure.value.call_id == "no such call"
+
+
+async def _settle_with_end(store: JobStore, held: Claim, call: ApiCall, settlement: Settlement) -> None:
+    store.calls.settle_with_end(held, call, settlement)
 
 
 async def _is(store: JobStore, held: Claim, expected: list[tuple[int, str]]) -> bool:
