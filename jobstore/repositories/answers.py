@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack
-from typing import TYPE_CHECKING, Any
+from types import AsyncGeneratorType
+from typing import TYPE_CHECKING, Any, cast
 
 from jobstore.aio import finish
 from jobstore.errors import AnswerUnfinished, InvalidArgument
@@ -40,7 +41,7 @@ class AttemptAnswer:
         self._stack = AsyncExitStack()
         self._early: list[str] = []  # what is written while the output opens
         self._has_text = False
-        self._streams: list[AsyncGenerator[str, None]] = []
+        self._streams: list[AsyncGeneratorType[str, None]] = []
 
     async def write(self, text: str) -> None:
         """Add a piece of the text; return when it is buffered.
@@ -71,7 +72,7 @@ class AttemptAnswer:
 
     def open_soon(self) -> asyncio.Task[OutputWriter]:
         """Begin to open the output, if that is not done."""
-        if self._opening is None or (self._opening.done() and self._opening.exception() is not None):
+        if self._opening is None or _has_failed(self._opening):
             self._opening = asyncio.get_running_loop().create_task(self._open())
         return self._opening
 
@@ -123,7 +124,7 @@ class AttemptAnswer:
 
     def closes(self, stream: AsyncGenerator[str, None]) -> AsyncGenerator[str, None]:
         """Close a stream with the answer, should its reader have left it."""
-        self._streams.append(stream)
+        self._streams.append(cast("AsyncGeneratorType[str, None]", stream))
         return stream
 
     async def close(self) -> None:
@@ -134,11 +135,17 @@ class AttemptAnswer:
             OutputError: It cannot be written.
         """
         while self._streams:
-            await self._streams.pop().aclose()
+            stream = self._streams.pop()
+            if not stream.ag_running:  # else a reader that does not end is still in it
+                await stream.aclose()
         if self._opening is not None:
             await finish(_wait(self._opening))
-            self._opening.exception()  # who wrote has heard of it
+            _has_failed(self._opening)  # of which who wrote has heard
         await self._stack.aclose()
+
+
+def _has_failed(opening: asyncio.Task[OutputWriter]) -> bool:
+    return opening.done() and (opening.cancelled() or opening.exception() is not None)
 
 
 async def _result(opening: asyncio.Task[OutputWriter]) -> OutputWriter:
