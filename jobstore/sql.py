@@ -34,8 +34,6 @@ class Dialect(NamedTuple):
 
     lock_rows: str
     """The clause of a SELECT that locks its rows and passes over those that others have locked."""
-    share_rows: str
-    """The clause of a SELECT that keeps others from changing its rows until the commit, and waits for who does."""
     lateral: bool
     """Whether a subquery in FROM may refer to what stands before it."""
     writes_in_with: bool

@@ -40,7 +40,6 @@ Cursor = AsyncRawCursor[DictRow]
 
 DIALECT = Dialect(
     lock_rows="FOR UPDATE SKIP LOCKED",
-    share_rows="FOR SHARE",
     lateral=True,
     writes_in_with=True,
     holds_nul=False,

@@ -31,7 +31,6 @@ T = TypeVar("T")
 
 DIALECT = Dialect(
     lock_rows="",  # one writer at a time: there is nobody to pass over
-    share_rows="",
     lateral=False,
     writes_in_with=False,
     holds_nul=True,

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import fields
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -162,6 +163,18 @@ async def test_no_call_is_noted_for_an_attempt_that_has_ended(store: JobStore, c
     with pytest.raises(LeaseLost):
         await begin(store, held)
     assert await store.calls.list(held.job_id) == []
+
+
+async def test_no_call_is_left_open_by_a_rescue_at_the_same_time(
+    store: JobStore, database: Path | str, outputs: Path, clock: FakeClock
+) -> None:
+    async with JobStore(database, outputs=outputs, clock=clock) as other:
+        for _ in range(20):
+            held = await start(store, max_attempts=1)
+            await asyncio.gather(begin(store, held), other.run(end_leases), return_exceptions=True)
+        await other.run(end_leases)
+    left = await store.execute("SELECT status FROM api_calls WHERE status <> 'unknown'")
+    assert left == []
 
 
 @pytest.mark.parametrize("end", list(ENDS)[:-1])
