@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
+from itertools import accumulate
 from typing import Any, Literal, NamedTuple
 
 from uuid_utils import uuid7
@@ -395,9 +396,10 @@ def delete_of_session(_now: int, session_id: str) -> Operation[Pruned]:
     return (yield from _delete(doomed))
 
 
-def _delete(doomed: list[Row]) -> Operation[Pruned]:
-    if not doomed:
+def _delete(found: list[Row]) -> Operation[Pruned]:
+    if not found:
         return Pruned(0, [])
+    doomed = yield from _without_too_many_calls(found)
     names, parameters = placeholders("id", [row["id"] for row in doomed])
     attempts = yield from fetch_all(
         f"SELECT output_file_path FROM job_attempts WHERE job_id IN ({names}) AND output_file_path IS NOT NULL",
@@ -407,6 +409,17 @@ def _delete(doomed: list[Row]) -> Operation[Pruned]:
     columns = ("prompt_file_path", "output_file_path")
     paths = {row[column] for row in doomed for column in columns} | {row["output_file_path"] for row in attempts}
     return Pruned(len(doomed), sorted(paths - {None}))
+
+
+def _without_too_many_calls(found: list[Row]) -> Operation[list[Row]]:
+    """Return the first of some jobs, as many as have `MAX_ROWS` calls to models, which are deleted with them."""
+    names, parameters = placeholders("id", [row["id"] for row in found])
+    counted = yield from fetch_all(
+        f"SELECT job_id, COUNT(*) AS calls FROM api_calls WHERE job_id IN ({names}) GROUP BY job_id", **parameters
+    )
+    calls = {row["job_id"]: row["calls"] for row in counted}
+    totals = accumulate(calls.get(row["id"], 0) for row in found)
+    return found[: max(1, sum(total <= MAX_ROWS for total in totals))]
 
 
 def file_paths_named(_now: int, paths: Sequence[str]) -> Operation[set[str]]:

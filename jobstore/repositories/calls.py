@@ -64,7 +64,7 @@ class CallRepository:
         settled = self._backend.settlements.take(claim)  # of earlier calls: they need not wait any longer
         try:
             begin = calls.settling(settled, calls.begin)
-            return await self._backend.write(begin, claim, new, abandoned=self._settle_unsent)
+            return await self._backend.write(begin, claim, new, finishing=True, abandoned=self._settle_unsent)
         except BaseException:
             self._backend.settlements.put_back(claim, settled)
             raise

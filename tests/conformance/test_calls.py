@@ -24,7 +24,9 @@ from jobstore import (
     Settlement,
     UnknownPolicy,
     Usage,
+    execute_many,
 )
+from jobstore.operations import jobs
 from jobstore.operations.promotion import end_leases
 from jobstore.testing import FakeClock
 from tests.conformance.support import claim, enqueue, eventually, start
@@ -318,6 +320,19 @@ async def test_calls_go_with_their_job(store: JobStore) -> None:
         pruned.job_id
     ]
     await store.jobs.prune(older_than=0)
+    assert await store.execute("SELECT 1 AS found FROM api_calls") == []
+
+
+async def test_jobs_with_many_calls_are_pruned_in_several_rounds(store: JobStore) -> None:
+    columns = "id, job_id, attempt, provider, status, sent_at"
+    sql = f"INSERT INTO api_calls ({columns}) VALUES (:id, :job_id, 1, 'anthropic', 'sent', 1)"
+    for number in range(3):
+        held = await start(store)
+        rows = [{"id": f"{number} {call}", "job_id": held.job_id} for call in range(600)]
+        await store.run(lambda _now, rows=rows: execute_many(sql, rows))
+        await store.jobs.complete(held)
+    assert (await store.run(jobs.prune, 0)).jobs == 1
+    assert await store.jobs.prune(older_than=0) == 2
     assert await store.execute("SELECT 1 AS found FROM api_calls") == []
 
 
