@@ -40,6 +40,8 @@ class Dialect(NamedTuple):
     """Whether WITH may hold statements that write, so that several make one round trip."""
     holds_nul: bool
     """Whether a text column can hold NUL characters."""
+    column_types: str
+    """The query for the names and types of a :table's columns, in their order."""
 
 
 class Statement(NamedTuple):

@@ -106,7 +106,10 @@ class JobContext:
         await self.store.jobs.progress(self.claim, status_message=status_message, usage=usage, metadata=metadata)
 
     async def close(self) -> None:
-        """End the streams, and make durable what was streamed. The worker calls this when the handler has ended."""
+        """End the streams, make durable what was streamed, and take no more.
+
+        The worker calls this when the handler has ended.
+        """
         await self.answer.close()
 
 

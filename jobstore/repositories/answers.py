@@ -9,7 +9,7 @@ from types import AsyncGeneratorType
 from typing import TYPE_CHECKING, Any, cast
 
 from jobstore.aio import finish
-from jobstore.errors import AnswerUnfinished, InvalidArgument
+from jobstore.errors import AnswerUnfinished, InvalidArgument, LeaseLost
 from jobstore.models import Claim, Usage, encode_text
 from jobstore.outputs import OutputWriter
 
@@ -29,6 +29,7 @@ class AttemptAnswer:
         usage: What the models took for it, of all its calls; None if none has told.
         metadata: What the job's is to have besides.
         broken: Why what was streamed is not the whole answer of a model; None if nothing is known against it.
+        closed: Whether the attempt ends, or has ended.
     """
 
     def __init__(self, jobs: JobWork, claim: Claim) -> None:
@@ -36,6 +37,7 @@ class AttemptAnswer:
         self.usage: Usage | None = None
         self.metadata: dict[str, Any] = {}
         self.broken: Exception | None = None
+        self.closed = False
         self._jobs = jobs
         self._opening: asyncio.Task[OutputWriter] | None = None
         self._stack = AsyncExitStack()
@@ -71,8 +73,14 @@ class AttemptAnswer:
         self._early.append(text)
 
     def open_soon(self) -> asyncio.Task[OutputWriter]:
-        """Begin to open the output, if that is not done."""
+        """Begin to open the output, if that is not done.
+
+        Raises:
+            LeaseLost: The answer is closed.
+        """
         if self._opening is None or _has_failed(self._opening):
+            if self.closed:  # a handler that was given up is just about to stream its first piece
+                raise LeaseLost(self.claim.job_id, self.claim.attempt)
             self._opening = asyncio.get_running_loop().create_task(self._open())
         return self._opening
 
@@ -128,7 +136,7 @@ class AttemptAnswer:
         return stream
 
     async def close(self) -> None:
-        """End the streams, and make durable what was written; whether it could be opened, `flush` tells.
+        """End the streams, make durable what was written, and take no more; whether it could be opened, `flush` tells.
 
         Raises:
             DiskFull: There is no room for it.
@@ -138,6 +146,7 @@ class AttemptAnswer:
             stream = self._streams.pop()
             if not stream.ag_running:  # else a reader that does not end is still in it
                 await stream.aclose()
+        self.closed = True
         if self._opening is not None:
             await finish(_wait(self._opening))
             _has_failed(self._opening)  # of which who wrote has heard

@@ -88,6 +88,10 @@ class CallRepository:
         check_claim(claim)
         self._backend.settlements.add(claim, _settled(call, settlement))
 
+    def settle_soon(self, call: ApiCall, settlement: Settlement) -> None:
+        """Let what became of a call be noted by itself, without waiting for it: its attempt has ended."""
+        self._backend.write_soon(calls.settle, _settled(call, settlement))
+
     async def list(self, job_id: str) -> builtins.list[ApiCall]:
         """Return the calls of a job, of all its attempts, the first first; none of an unknown job.
 

@@ -26,8 +26,9 @@ from jobstore import (
     Usage,
     execute_many,
 )
-from jobstore.operations import jobs
+from jobstore.operations import pruning
 from jobstore.operations.promotion import end_leases
+from jobstore.operations.pruning import FIRST, Rule
 from jobstore.testing import FakeClock
 from tests.conformance.support import claim, enqueue, eventually, start
 
@@ -331,8 +332,10 @@ async def test_jobs_with_many_calls_are_pruned_in_several_rounds(store: JobStore
         rows = [{"id": f"{number} {call}", "job_id": held.job_id} for call in range(600)]
         await store.run(lambda _now, rows=rows: execute_many(sql, rows))
         await store.jobs.complete(held)
-    assert (await store.run(jobs.prune, 0)).jobs == 1
-    assert await store.jobs.prune(older_than=0) == 2
+    last = await store.run(pruning.newest, Rule())
+    assert last is not None
+    assert len(await store.run(pruning.doomed, Rule(), FIRST, last)) == 1
+    assert await store.jobs.prune(older_than=0) == 3
     assert await store.execute("SELECT 1 AS found FROM api_calls") == []
 
 

@@ -16,7 +16,7 @@ from jobstore.engines import sqlite_driver
 from jobstore.engines.sqlite import connect_writer
 from jobstore.lifecycle import CallStatus
 from jobstore.migrate import Migrator
-from jobstore.operations import calls, jobs, leasing, listing
+from jobstore.operations import calls, jobs, leasing, listing, pruning
 from jobstore.sql import Operation, Statement
 
 NOW = 1_750_000_000_000
@@ -108,7 +108,19 @@ CASES: dict[str, tuple[Operation[Any], list[str]]] = {
         listing.count_jobs(NOW, listing.JobFilter(session_id="s")),
         ["COVERING INDEX background_jobs_by_session (session_id=? AND status=? AND cleared=?"],
     ),
-    "prune": (jobs.prune(NOW, 1), ["background_jobs_finished (finished_at<?)"]),
+    "find what is old": (
+        pruning.doomed(NOW, pruning.Rule(older_than=1), pruning.FIRST, pruning.Position(NOW, "")),
+        ["background_jobs_finished ((finished_at,id)>(?,?) AND (finished_at,id)<(?,?))"],
+    ),
+    "find the newest": (pruning.newest(NOW, pruning.Rule(keep=5)), ["background_jobs_finished"]),
+    "prune": (
+        pruning.delete(NOW, ["a", "b"], pruning.Position(NOW, "")),
+        ["sqlite_autoindex_background_jobs_1 (id=?)"],
+    ),
+    "prune texts": (
+        pruning.remove_texts(NOW, ["a", "b"], pruning.Position(NOW, "")),
+        ["sqlite_autoindex_background_jobs_1 (id=?)"],
+    ),
     "clear what has finished": (
         jobs.clear_finished(NOW, 1, (0, "")),
         ["COVERING INDEX background_jobs_finished ((finished_at,id)>(?,?) AND finished_at<?)"],

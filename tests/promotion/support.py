@@ -23,6 +23,7 @@ async def fill(store: JobStore) -> None:
     await store.files.set_excluded(session.id, ["secret.txt"])
     await store.cached_state.set("/src/app", "tabs", ["x", "\0"], ttl=3600)
     await store.kv.set("theme", {"dark": True})
+    await store.retention.set("old texts", removes="texts", older_than=3600, keep=5, status="failed")
     await completed(store, "small", "short answer", session_id=session.id, metadata={"z": 1, "a": "\0"})
     await completed(store, LARGE, LARGE[::-1], idempotency_key="once")
     await completed(store, WITH_NUL, WITH_NUL)
