@@ -7,8 +7,11 @@ Example:
     ...     await store.jobs.complete(claim, "Hello!")
 """
 
+from jobstore.calls import ApiCall, Settlement, UnknownPolicy
 from jobstore.clock import Clock
 from jobstore.errors import (
+    AnswerUnfinished,
+    CallNotFound,
     ConnectionLost,
     ConstraintFailed,
     DatabaseBusy,
@@ -40,7 +43,7 @@ from jobstore.errors import (
     StoreClosed,
     TextsPruned,
 )
-from jobstore.lifecycle import AttemptOutcome, JobStatus
+from jobstore.lifecycle import AttemptOutcome, CallStatus, JobStatus
 from jobstore.models import (
     UNCHANGED,
     AppliedMigration,
@@ -73,9 +76,13 @@ from jobstore.transactions import drive
 
 __all__ = [
     "UNCHANGED",
+    "AnswerUnfinished",
+    "ApiCall",
     "AppliedMigration",
     "Attempt",
     "AttemptOutcome",
+    "CallNotFound",
+    "CallStatus",
     "Claim",
     "Clock",
     "ConnectionLost",
@@ -122,11 +129,13 @@ __all__ = [
     "SchemaMismatch",
     "Session",
     "SessionNotFound",
+    "Settlement",
     "Space",
     "StatementFailed",
     "StoreClosed",
     "TextsPruned",
     "Unchanged",
+    "UnknownPolicy",
     "Usage",
     "Vacuumed",
     "WorkerInfo",

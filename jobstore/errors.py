@@ -23,10 +23,12 @@ The hierarchy::
     │   └── InvalidJob             … of a job; names the field
     ├── NotFound
     │   ├── JobNotFound
+    │   ├── CallNotFound
     │   ├── SessionNotFound
     │   └── TextsPruned            a job's prompt and response were removed; the job itself is there
     ├── InvalidTransition      the job's status does not allow this step
     ├── LeaseLost              the attempt has ended; nothing was changed
+    ├── AnswerUnfinished       what was streamed is not the whole answer of a model
     ├── LoadError              a dump cannot be loaded; names the line
     ├── PromotionError         a store cannot be copied into another, or is not yet wholly copied
     └── OutputError            a file of a large text is missing, damaged or out of bounds
@@ -46,6 +48,11 @@ ConstraintKind = Literal["unique", "foreign_key", "check", "not_null", "other"]
 
 class JobStoreError(Exception):
     """The base of all errors of this package."""
+
+    @property
+    def error_type(self) -> str:
+        """What a job carries as its `error_type` that failed of it: the name of the class, or something shorter."""
+        return type(self).__name__
 
 
 class StoreClosed(JobStoreError):
@@ -250,6 +257,18 @@ class JobNotFound(NotFound):
         super().__init__(f"no job {job_id!r}: it was never enqueued here, or it was pruned")
 
 
+class CallNotFound(NotFound):
+    """There is no such call in the ledger.
+
+    Attributes:
+        call_id: The id that was asked for.
+    """
+
+    def __init__(self, call_id: str) -> None:
+        self.call_id = call_id
+        super().__init__(f"no call {call_id!r}: it was never made here, or its job was pruned")
+
+
 class SessionNotFound(NotFound):
     """There is no such session.
 
@@ -305,6 +324,25 @@ class LeaseLost(JobStoreError):
         self.job_id = job_id
         self.attempt = attempt
         super().__init__(f"attempt {attempt} of job {job_id} has ended: its lease expired or its outcome is recorded")
+
+
+class AnswerUnfinished(JobStoreError):
+    """A model's stream was left before its end, so what was streamed is no answer.
+
+    Attributes:
+        job_id: The job.
+        attempt: The attempt.
+    """
+
+    def __init__(self, job_id: str, attempt: int) -> None:
+        self.job_id = job_id
+        self.attempt = attempt
+        super().__init__(f"attempt {attempt} of job {job_id} left its answer unfinished: read the stream to its end")
+
+    @property
+    def error_type(self) -> str:
+        """What a job carries that failed of it."""
+        return "unfinished_answer"
 
 
 class PromotionError(JobStoreError):

@@ -46,6 +46,22 @@ class AttemptOutcome(StrEnum):
     """Its lease expired and someone rescued the job."""
 
 
+class CallStatus(StrEnum):
+    """What became of a call to a model."""
+
+    SENT = "sent"
+    """Nobody knows yet: it is under way."""
+    SUCCEEDED = "succeeded"
+    """The answer came to its end."""
+    FAILED = "failed"
+    TRUNCATED = "truncated"
+    """Its stream ended, but not with the end of an answer."""
+    CANCELED = "canceled"
+    """The caller did not want the rest of it."""
+    UNKNOWN = "unknown"
+    """Nobody will know: its attempt ended before the call did, as when its process died."""
+
+
 WAITING = (JobStatus.IDLE, JobStatus.SCHEDULED)
 TERMINAL = (JobStatus.COMPLETED, JobStatus.FAILED, JobStatus.CANCELED)
 
@@ -66,3 +82,5 @@ WORKER_LOST = "worker_lost"
 """The `error_type` of a job whose last attempt's lease expired."""
 EXPIRED = "expired"
 """The `error_type` of a job that was canceled because it still waited at its `expires_at`."""
+CALL_UNKNOWN = "call_unknown"
+"""The `error_type` of a job that is held for a person, because nobody knows what became of a call."""

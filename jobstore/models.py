@@ -129,6 +129,17 @@ class Usage(_Input):
     cost: Annotated[float, Field(ge=0)] | None = None
     """In US dollars."""
 
+    def __add__(self, other: Usage) -> Usage:
+        """Return what both took; where one does not know, what the other says."""
+        if not isinstance(other, Usage):
+            return NotImplemented
+        sums: dict[str, Any] = {name: _sum(value, getattr(other, name)) for name, value in self}
+        return Usage(**sums)
+
+
+def _sum(one: float | None, other: float | None) -> float | None:
+    return other if one is None else one if other is None else one + other
+
 
 class Text(NamedTuple):
     """A text as it is stored: in the row, or as a complete, durable file that the row names."""
@@ -352,6 +363,10 @@ class Claim(Model):
         return _trusted(
             cls, {"job": job, "worker_id": worker_id, "lease_expires_at": from_milliseconds(lease_expires_at)}
         )
+
+    def with_prompt(self, prompt: str) -> Self:
+        """Return the same claim with the job's prompt, which lies in a file."""
+        return _trusted(type(self), {**self.__dict__, "job": self.job.with_prompt(prompt)})
 
     @property
     def job_id(self) -> str:

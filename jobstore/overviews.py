@@ -139,6 +139,8 @@ class WorkerInfo(Model):
     """Of the user's code, if the worker was given one, else of jobstore."""
     task_types: list[str]
     """What it has handlers for."""
+    api_types: list[str]
+    """The APIs that it does jobs for, whatever their task type."""
     concurrency: int
     """How many jobs it runs at the same time, at most."""
     running: int
@@ -153,6 +155,7 @@ class WorkerInfo(Model):
         return cls(
             **{name: row[name] for name in names},
             task_types=json.loads(row["task_types"]),
+            api_types=json.loads(row["api_types"]),
             started_at=from_milliseconds(row["started_at"]),
             seen_at=from_milliseconds(row["seen_at"]),
         )
@@ -166,6 +169,8 @@ class ExplanationReason(StrEnum):
     """For good, with attempts left."""
     ATTEMPTS_USED_UP = "attempts_used_up"
     """It failed, with no attempt left."""
+    HELD = "held"
+    """It failed and is for a person to look at, because nobody knows what became of a call to a model."""
     CANCELED = "canceled"
     EXPIRED = "expired"
     """It still waited at its `expires_at`."""
@@ -177,7 +182,7 @@ class ExplanationReason(StrEnum):
     SCHEDULED = "scheduled"
     PAUSED = "paused"
     NO_WORKER = "no_worker"
-    """No live worker is registered for its task type."""
+    """No live worker is registered for its task type or its API."""
     BEHIND = "behind"
     """Others are ahead of it."""
     NEXT = "next"
@@ -199,6 +204,6 @@ class Explanation(Model):
     worker_id: str | None = None
     """Who holds it, or held it last."""
     workers: int = 0
-    """How many live workers are registered for its task type."""
+    """How many live workers are registered for its task type or its API."""
     ahead: int = 0
     """How many jobs those would claim before it, if it waits for its turn; counted up to 1,000."""

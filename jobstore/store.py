@@ -25,6 +25,7 @@ from jobstore.overviews import Vacuumed
 from jobstore.repositories import maintenance
 from jobstore.repositories.arguments import check_range
 from jobstore.repositories.backend import Backend
+from jobstore.repositories.calls import CallRepository
 from jobstore.repositories.jobs import JobRepository
 from jobstore.repositories.lanes import LaneRepository
 from jobstore.repositories.migrations import MigrationRepository
@@ -178,6 +179,11 @@ class JobStore:
     def jobs(self) -> JobRepository:
         """The jobs."""
         return self._opened().jobs
+
+    @property
+    def calls(self) -> CallRepository:
+        """The ledger: the requests to language models that were made for jobs."""
+        return self._opened().calls
 
     @property
     def lanes(self) -> LaneRepository:
@@ -342,6 +348,7 @@ class _Open:
     def __init__(self, backend: Backend, steps: Sequence[Step]) -> None:
         self.backend = backend
         self.jobs = JobRepository(backend)
+        self.calls = CallRepository(backend)
         self.lanes = LaneRepository(backend)
         self.workers = WorkerRepository(backend)
         self.retention = RetentionRepository(backend)

@@ -11,6 +11,7 @@ Example:
 
 from jobstore.workers.context import JobContext, SyncJobContext
 from jobstore.workers.hooks import AttemptEvent
+from jobstore.workers.llm import LLMHandler, outcome_of
 from jobstore.workers.outcomes import Cancel, Fail, Outcome, Retry, Snooze
 from jobstore.workers.retries import Retries, RetryPolicy, constant, exponential, linear, never
 from jobstore.workers.worker import Worker
@@ -20,6 +21,7 @@ __all__ = [
     "Cancel",
     "Fail",
     "JobContext",
+    "LLMHandler",
     "Outcome",
     "Retries",
     "Retry",
@@ -31,4 +33,5 @@ __all__ = [
     "exponential",
     "linear",
     "never",
+    "outcome_of",
 ]

@@ -179,7 +179,11 @@ class RunningAttempt:
         if answer is not None and not isinstance(answer, str):
             message = f"the handler returned {type(answer).__name__} instead of str or None"
             return Report(partial(jobs.fail, claim, message, error_type="invalid_result"), "failure")
-        return Report(partial(jobs.complete, claim, answer), "complete")
+        known = self._context.answer
+        if answer is None and known.broken is not None:  # what was streamed is none, whatever the handler made of it
+            return self._failed(known.broken)
+        complete = partial(jobs.complete, claim, answer, usage=known.usage, metadata=known.metadata or None)
+        return Report(complete, "complete")
 
     def _failed(self, error: BaseException) -> Report:
         jobs, where = self._terms.store.jobs, describe(_without_own_frames(error))

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Coroutine, Mapping
-from contextlib import AsyncExitStack
+from collections.abc import AsyncGenerator, Coroutine, Mapping
 from typing import Any
 
 from pydantic import JsonValue
 
-from jobstore import Claim, Job, JobStore, LeaseLost, Usage
-from jobstore.outputs import OutputWriter
+from jobstore import Claim, Job, JobStore, LeaseLost, UnknownPolicy, Usage
+from jobstore.providers import Request
+from jobstore.providers.recording import ask
+from jobstore.repositories.answers import AttemptAnswer
 
 
 class JobContext:
@@ -20,15 +21,13 @@ class JobContext:
     Attributes:
         store: The store that the job lies in.
         claim: The lease that this attempt holds.
+        answer: What there is of the answer.
     """
 
     def __init__(self, store: JobStore, claim: Claim) -> None:
         self.store = store
         self.claim = claim
-        self._output: OutputWriter | None = None
-        self._stack: AsyncExitStack | None = None  # made with the output: most jobs need neither
-        self._opening = asyncio.Lock()
-        self._closed = False
+        self.answer = AttemptAnswer(store.jobs, claim)
 
     def __repr__(self) -> str:
         """Name the job and the attempt."""
@@ -57,13 +56,42 @@ class JobContext:
             LeaseLost: The attempt has ended: stop.
             DiskFull: There is no room for it.
         """
-        async with self._opening:
-            if self._closed:
-                raise LeaseLost(self.claim.job_id, self.attempt)
-            if self._output is None:
-                self._stack = AsyncExitStack()
-                self._output = await self._stack.enter_async_context(self.store.jobs.output(self.claim))
-        await self._output.write(text)
+        if self.answer.closed:
+            raise LeaseLost(self.claim.job_id, self.attempt)
+        await self.answer.write(text)
+
+    def stream(
+        self,
+        client: object,
+        request: Request | None = None,
+        *,
+        on_unknown: UnknownPolicy = "retry",
+        **fields: Any,  # noqa: ANN401 - those of a Request
+    ) -> AsyncGenerator[str, None]:
+        """Ask a model, stream its answer as `write` does, and yield its text as it comes; the call is recorded.
+
+        The job is completed only if the answer came to its end; one that is left before fails the attempt as
+        `unfinished_answer`. The counts, the finish reason and calls of tools become the job's, as
+        `RecordedCall.stream` tells.
+
+        Args:
+            client: An `AsyncAnthropic`, an `AsyncOpenAI` or a `genai.Client`; its own retries are off here.
+            request: What to ask; by default what the job says.
+            on_unknown: What is to be done about the job should the process die meanwhile; see `UnknownPolicy`.
+            **fields: Of the request, where the job says nothing, such as `model` or `max_tokens`.
+
+        Raises:
+            InvalidArgument: The request cannot be put to this API; nothing was sent.
+            ProviderError: There is no complete answer. Raise `outcome_of(error)` for the next step that fits.
+            LeaseLost: The attempt has ended: stop.
+
+        Example:
+            >>> @worker.handles("plan")
+            ... async def plan(job: JobContext) -> None:
+            ...     async for text in job.stream(client, model="claude-opus-5-5"):
+            ...         await show(text)
+        """
+        return self.answer.closes(ask(self.answer, self.store.calls, client, request, on_unknown=on_unknown, **fields))
 
     async def progress(
         self,
@@ -80,11 +108,11 @@ class JobContext:
         await self.store.jobs.progress(self.claim, status_message=status_message, usage=usage, metadata=metadata)
 
     async def close(self) -> None:
-        """Make what was streamed durable, and take no more. The worker calls this when the handler has ended."""
-        async with self._opening:  # a handler that was given up may be just about to stream its first piece
-            self._closed = True
-            if self._stack is not None:
-                await self._stack.aclose()
+        """End the streams, make durable what was streamed, and take no more.
+
+        The worker calls this when the handler has ended.
+        """
+        await self.answer.close()
 
 
 class SyncJobContext:

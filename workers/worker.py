@@ -9,16 +9,19 @@ import os
 import signal
 import socket
 from collections.abc import Callable
-from typing import TypeVar
+from functools import partial
+from itertools import cycle
+from typing import Any, TypeVar
 
 import anyio
 
-from jobstore import Claim, DatabaseError, InvalidArgument, JobStore, JobStoreError
+from jobstore import Claim, DatabaseError, InvalidArgument, Job, JobStore, JobStoreError, UnknownPolicy
 from jobstore.aio import finish, together
 from jobstore.version import VERSION
 from jobstore.workers.attempt import RETRY_SECONDS, RunningAttempt, Terms, is_passing
 from jobstore.workers.handlers import AsyncHandler, Handler, SyncHandler
 from jobstore.workers.hooks import Hook, Hooks
+from jobstore.workers.llm import LLMHandler
 from jobstore.workers.maintenance import looked_after
 from jobstore.workers.retries import Retries, exponential, policy_of
 from jobstore.workers.signals import heed_signals
@@ -87,6 +90,8 @@ class Worker:
         self._retry = policy_of(retry, exponential())
         self._hooks = Hooks()
         self._handlers: dict[str, Handler] = {}
+        self._api_handlers: dict[str, Handler] = {}
+        self._turns = cycle((True, False))
         self._wrappers: list[Callable[[Handler], Handler]] = []
         self._loop: asyncio.AbstractEventLoop | None = None
         self._running: dict[tuple[str, int], RunningAttempt] = {}
@@ -126,13 +131,61 @@ class Worker:
         policy = policy_of(retry, self._retry)
 
         def register(function: H) -> H:
-            handler = Handler.of(function, timeout, policy)
-            for wrapper in self._wrappers:
-                handler = wrapper(handler)
-            self._handlers[task_type] = handler
+            self._handlers[task_type] = self._wrapped(Handler.of(function, timeout, policy))
             return function
 
         return register
+
+    def handles_llm(
+        self,
+        task_type: str | None = None,
+        *,
+        client: object,
+        api_type: str | None = None,
+        on_unknown: UnknownPolicy = "retry",
+        timeout: float | None = None,
+        retry: Retries | None = None,
+        **defaults: Any,  # noqa: ANN401 - fields of a Request
+    ) -> None:
+        """Do jobs by asking a model: all of a task type, or all for an API that no other handler is for.
+
+        A job is asked as it is: its prompt, its `model_used`, and from its metadata the other fields of a
+        `jobstore.providers.Request`, such as `system`, `max_tokens`, `temperature`, `tools` and `images`. The answer
+        is streamed, and each call recorded in `store.calls`. A job is completed when the provider has said that the
+        answer is complete, whatever the reason; that is in its metadata as `finish_reason`, and so are `tool_calls`.
+        `outcome_of` tells what becomes of it otherwise. When a quota is used up, its API is paused for an hour.
+
+        Args:
+            task_type: Which jobs it is for; or:
+            api_type: Which jobs it is for, whatever their task type.
+            client: An `AsyncAnthropic`, an `AsyncOpenAI` or a `genai.Client`, whose own retries are off here. An
+                OpenAI client asks the Responses API, or for jobs of the API type `openai_chat` for chat completions.
+            on_unknown: What is done about a job whose process died while it asked; see `UnknownPolicy`. A job's own,
+                `on_unknown` in its metadata, goes before it.
+            timeout: Seconds that an attempt may take; a job's own `timeout` goes before it.
+            retry: A policy such as `exponential()`.
+            **defaults: Fields of the request that hold where the job says nothing, such as `model`.
+
+        Raises:
+            InvalidArgument: There is such a handler already, or an argument cannot be accepted.
+
+        Example:
+            >>> worker.handles_llm("pathfinder", client=AsyncAnthropic(), model="claude-opus-5-5", max_tokens=4000)
+            >>> worker.handles_llm(api_type="gemini", client=genai.Client(), on_unknown="hold")
+        """
+        handler = Handler.of(LLMHandler(client, on_unknown, defaults), timeout, policy_of(retry, self._retry))
+        handlers = self._handlers if api_type is None else self._api_handlers
+        name = task_type if api_type is None else api_type
+        if (task_type is None) == (api_type is None) or not isinstance(name, str):
+            raise InvalidArgument("task_type", "or api_type must be given, a str: one of them")
+        if name in handlers:
+            raise InvalidArgument("task_type" if api_type is None else "api_type", f"{name!r} has a handler already")
+        handlers[name] = self._wrapped(handler)
+
+    def _wrapped(self, handler: Handler) -> Handler:
+        for wrapper in self._wrappers:
+            handler = wrapper(handler)
+        return handler
 
     def wrap(self, wrapper: Callable[[Handler], Handler]) -> None:
         """Replace each handler, those to come as well, by what a function makes of it: for tracing and the like.
@@ -141,7 +194,8 @@ class Worker:
             >>> worker.wrap(lambda handler: dataclasses.replace(handler, function=timed(handler.function)))
         """
         self._wrappers.append(wrapper)
-        self._handlers = {task_type: wrapper(handler) for task_type, handler in self._handlers.items()}
+        for handlers in (self._handlers, self._api_handlers):
+            handlers.update({name: wrapper(handler) for name, handler in handlers.items()})
 
     @property
     def event_loop(self) -> asyncio.AbstractEventLoop | None:
@@ -152,6 +206,11 @@ class Worker:
     def task_types(self) -> list[str]:
         """What it has handlers for."""
         return list(self._handlers)
+
+    @property
+    def api_types(self) -> list[str]:
+        """The APIs that it does jobs for, whatever their task type."""
+        return list(self._api_handlers)
 
     @property
     def running(self) -> int:
@@ -209,7 +268,7 @@ class Worker:
             DatabaseError: The database failed for good. What ran is released if that is possible.
             StoreClosed: The store was closed meanwhile.
         """
-        if not self._handlers:
+        if not self._handlers and not self._api_handlers:
             raise InvalidArgument("handles", "there is no handler: register one with @worker.handles(task_type)")
         if self._loop is not None:
             raise InvalidArgument("run", "this worker runs already: make another one, or raise its concurrency")
@@ -229,6 +288,7 @@ class Worker:
         return self.store.workers.registered(
             self.id,
             task_types=self.task_types,
+            api_types=self.api_types,
             concurrency=self.concurrency,
             version=self.version,
             running=lambda: self.running,
@@ -260,7 +320,7 @@ class Worker:
                 await finish(self._give_back(claims))
                 return
             for claim in claims:
-                self._start(RunningAttempt(terms, claim, self._handlers[claim.job.task_type], self._ended))
+                self._start(RunningAttempt(terms, claim, self._handler_of(claim.job), self._ended))
             if claims:
                 continue
             if drain and not self._running:
@@ -304,7 +364,22 @@ class Worker:
         return claims
 
     async def _ask(self, limit: int) -> list[Claim]:
-        return await self.store.jobs.claim(self.id, limit=limit, lease=self.lease, task_types=self.task_types)
+        """Claim for task types and for APIs, in turns which comes first, as neither is to wait for ever."""
+        claim = partial(self.store.jobs.claim, self.id, lease=self.lease)
+        by_task: dict[str, Any] = {"task_types": self.task_types}
+        by_api: dict[str, Any] = {"api_types": self.api_types}
+        first, second = (by_task, by_api) if not self._api_handlers or next(self._turns) else (by_api, by_task)
+        claims = await claim(limit=limit, **first)
+        if len(claims) < limit and self._api_handlers:
+            try:
+                claims += await claim(limit=limit - len(claims), **second)
+            except BaseException:
+                await finish(self._give_back(claims))
+                raise
+        return claims
+
+    def _handler_of(self, job: Job) -> Handler:
+        return self._handlers.get(job.task_type) or self._api_handlers[job.api_type]
 
     async def _give_back(self, claims: list[Claim]) -> None:
         """Release jobs that were claimed while the order to stop came."""

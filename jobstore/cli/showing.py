@@ -10,9 +10,10 @@ from typing import Annotated, Any, cast
 
 import typer
 
-from jobstore import Attempt, Job, JobStore, JobStoreError, TextsPruned
+from jobstore import ApiCall, Attempt, Job, JobStore, JobStoreError, TextsPruned
 from jobstore.aio import in_thread
 from jobstore.cli import stores
+from jobstore.cli.calls import show_calls
 from jobstore.cli.listing import status_cell
 from jobstore.cli.options import AsJson, Db, JobId, Outputs
 from jobstore.cli.screen import (
@@ -54,7 +55,7 @@ def show(
     outputs: Outputs = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show a job: how it stands, its attempts, and the beginnings of its prompt and response.
+    """Show a job: how it stands, its attempts, its calls to models, and the beginnings of its prompt and response.
 
     With `--prompt` or `--response` the text comes exactly as it is stored, so that it can be redirected to a file.
     With `--json` they put the whole text into the document; otherwise texts that lie in files are null there.
@@ -75,7 +76,8 @@ def _show_json(job_id: str, db: str, outputs: str | None, *, prompt: bool, respo
     async def act(store: JobStore) -> dict[str, Any]:
         found = await stores.find(store, job_id)
         job = await store.jobs.get(found)
-        document = job.model_dump(mode="json") | {"attempts": await store.jobs.attempts(found)}
+        document = job.model_dump(mode="json")
+        document |= {"attempts": await store.jobs.attempts(found), "calls": await store.calls.list(found)}
         if prompt:
             document["prompt"] = await store.jobs.read_prompt(found)
         if response:
@@ -112,19 +114,20 @@ def _end_line(text: str) -> None:
 
 
 def _show(job_id: str, db: str, outputs: str | None) -> None:
-    async def act(store: JobStore) -> tuple[Job, list[Attempt], Preview, Preview]:
+    async def act(store: JobStore) -> tuple[Job, list[Attempt], list[ApiCall], Preview, Preview]:
         found = await stores.find(store, job_id)
         job = await store.jobs.get(found)
-        attempts = await store.jobs.attempts(found)
-        return job, attempts, await _preview_prompt(store, job), await _preview_response(store, job)
+        attempts, calls = await store.jobs.attempts(found), await store.calls.list(found)
+        return job, attempts, calls, await _preview_prompt(store, job), await _preview_response(store, job)
 
-    job, attempts, prompt, response = stores.run(db, act, outputs)
+    job, attempts, calls, prompt, response = stores.run(db, act, outputs)
     write_facts(_facts(job))
     if attempts:
         write_heading("attempts")
         headings = ["attempt", "outcome", "seconds", "bytes", "started", "worker", "error"]
         write_table(headings, list(map(_attempt_row, attempts)), may_be_cut={"worker", "error"})
         _show_where_it_failed(attempts[-1])
+    show_calls(calls)
     _show_text("prompt", _size(job.prompt_bytes, job.prompt_file_path), prompt)
     _show_text("response", _size_of_response(job, attempts), response)
     if prompt.error or response.error:

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 import typer
 
-from jobstore import JobStoreError
-from jobstore.cli import logs, work_targets
+from jobstore import JobStore, JobStoreError, UnknownPolicy
+from jobstore.cli import logs, provider_targets, work_targets
 from jobstore.workers import Worker
 from jobstore.workers.signals import heed_hangup
 from jobstore.workers.supervised import obeying
@@ -29,8 +29,11 @@ LEAVE_SECONDS = 1.0
 class Settings:
     """What was asked for."""
 
-    target: str
-    """MODULE or MODULE:NAME."""
+    target: str | None
+    """MODULE or MODULE:NAME; None if there are providers."""
+    providers: tuple[str, ...]
+    """The APIs whose models are asked, without a module."""
+    on_unknown: UnknownPolicy
     named_database: str | None
     """The database, if the command line names one."""
     database: str
@@ -63,8 +66,11 @@ def check_metrics(port: int | None, processes: int) -> None:
 
 def command_line(settings: Settings, number: int) -> list[str]:
     """Return the command line of one of several processes, numbered from 0 on."""
-    command = [sys.executable, "-m", "jobstore", "work", settings.target, "--supervised"]
+    target = () if settings.target is None else (settings.target,)
+    command = [sys.executable, "-m", "jobstore", "work", *target, "--supervised"]
     options = {
+        "--providers": ",".join(settings.providers) or None,
+        "--on-unknown": settings.on_unknown if settings.providers else None,
         "--grace": settings.grace,
         "--log-level": settings.log_level,
         "--log-format": settings.log_format,
@@ -84,11 +90,13 @@ def run(settings: Settings) -> None:
     Raises:
         BadParameter: There is no such worker, or the port for its metrics cannot be had.
     """
-    store, make = work_targets.load(settings.target, settings.named_database, settings.database, settings.outputs)
+    store, make = _find(settings)
 
     async def work() -> None:
         async with store, AsyncExitStack() as stack:
             worker = make(store)
+            if settings.providers:
+                await provider_targets.ask_models(worker, settings.providers, settings.on_unknown, stack)
             worker.concurrency = settings.concurrency or worker.concurrency
             about = {"worker_id": worker.id}
             logger.info("worker %s works on %s", worker.id, store.name, extra={"event": "start", **about})
@@ -107,6 +115,13 @@ def run(settings: Settings) -> None:
         await _leave_behind_what_does_not_end(0)
 
     asyncio.run(work_and_leave())
+
+
+def _find(settings: Settings) -> tuple[JobStore, work_targets.MakeWorker]:
+    """Return the store to open and what makes the worker of it."""
+    if settings.target is None:
+        return JobStore(settings.database, outputs=settings.outputs), Worker
+    return work_targets.load(settings.target, settings.named_database, settings.database, settings.outputs)
 
 
 async def _leave_behind_what_does_not_end(code: int, why: str = "") -> None:

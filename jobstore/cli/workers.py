@@ -18,8 +18,8 @@ def workers(*, db: Db = "", as_json: AsJson = False) -> None:
     if as_json:
         write_json({"items": found})
         return
-    headings = ["worker", "host", "pid", "version", "running", "task types", "started", "seen"]
-    write_table(headings, list(map(_row, found)), may_be_cut={"worker", "host", "version", "task types"})
+    headings = ["worker", "host", "pid", "version", "running", "task types", "APIs", "started", "seen"]
+    write_table(headings, list(map(_row, found)), may_be_cut={"worker", "host", "version", "task types", "APIs"})
 
 
 def _row(worker: WorkerInfo) -> list[Cell]:
@@ -30,6 +30,7 @@ def _row(worker: WorkerInfo) -> list[Cell]:
         one_line(worker.version),
         f"{worker.running:,}/{worker.concurrency:,}",
         one_line(", ".join(worker.task_types)),
+        one_line(", ".join(worker.api_types)),
         ago(worker.started_at),
         ago(worker.seen_at),
     ]

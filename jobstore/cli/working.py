@@ -8,16 +8,36 @@ from typing import Annotated
 
 import typer
 
-from jobstore.cli import logs, worker_process
+from jobstore.cli import logs, provider_targets, worker_process
 from jobstore.cli.options import GroupDb, Outputs, database, named_database
-from jobstore.cli.work_targets import DEFAULT_NAME
+from jobstore.cli.work_targets import DEFAULT_NAME, HINT
 from jobstore.cli.worker_process import Settings
+from jobstore.providers.registry import NAMES
 from jobstore.workers.supervisor import Supervisor
 
 Target = Annotated[
-    str,
+    str | None,
     typer.Argument(
-        metavar="MODULE[:NAME]", show_default=False, help=f"Where the worker is; NAME is {DEFAULT_NAME} if left out."
+        metavar="[MODULE[:NAME]]", show_default=False, help=f"Where the worker is; NAME is {DEFAULT_NAME} if left out."
+    ),
+]
+Providers = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--providers",
+        metavar="API,…",
+        show_default=False,
+        callback=provider_targets.read_providers,
+        help=f"Instead of MODULE: do all jobs for these APIs by asking their models. Any of {', '.join(NAMES)}.",
+    ),
+]
+OnUnknown = Annotated[
+    provider_targets.OnUnknown,
+    typer.Option(
+        "--on-unknown",
+        metavar="POLICY",
+        help="With --providers, of a job whose process died while it asked: retry, hold (for a person), or "
+        "idempotency_key (retry with the same key; not for Gemini).",
     ),
 ]
 Processes = Annotated[
@@ -69,8 +89,10 @@ Supervised = Annotated[bool, typer.Option("--supervised", hidden=True)]
 
 def work(
     context: typer.Context,
-    target: Target,
+    target: Target = None,
     *,
+    providers: Providers = None,
+    on_unknown: OnUnknown = "retry",
     processes: Processes = None,
     concurrency: Concurrency = None,
     drain: Drain = False,
@@ -85,8 +107,13 @@ def work(
 ) -> None:
     """Run a worker until SIGTERM or SIGINT (Ctrl-C), or until nothing is left to claim.
 
-    MODULE is imported from the current folder. NAME is a `Worker` in it, which brings its own store; or a function
-    that is given the open store of `--db` and returns a `Worker`, such as
+    With `--providers claude,openai,gemini` no code is needed: a job's prompt, model and metadata (system, max_tokens,
+    temperature, tools, images, …) are the request, and the answer is streamed and recorded. Keys come from
+    ANTHROPIC_API_KEY, OPENAI_API_KEY and GEMINI_API_KEY, base URLs from ANTHROPIC_BASE_URL, OPENAI_BASE_URL and
+    GOOGLE_GEMINI_BASE_URL.
+
+    Otherwise MODULE is imported from the current folder. NAME is a `Worker` in it, which brings its own store; or a
+    function that is given the open store of `--db` and returns a `Worker`, such as
     `def worker(store): worker = Worker(store); …; return worker`.
 
     Once it is told to stop it claims no more, and waits for running jobs as long as `--grace` says; what runs longer
@@ -97,8 +124,12 @@ def work(
     """
     logs.configure(log_level, log_format)
     worker_process.check_metrics(metrics_port, processes or 1)
+    if (target is None) == (not providers):
+        raise typer.BadParameter("give either MODULE or --providers", param_hint=HINT)
     settings = Settings(
         target=target,
+        providers=tuple(providers or ()),
+        on_unknown=on_unknown,
         named_database=named_database(context, db),
         database=database(context, db),
         outputs=outputs,

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from datetime import datetime
 from functools import partial
 from typing import NamedTuple
 
 from jobstore.clock import from_milliseconds, to_milliseconds
-from jobstore.lifecycle import EXPIRED, JobStatus
+from jobstore.lifecycle import CALL_UNKNOWN, EXPIRED, JobStatus
 from jobstore.models import Attempt, Job
 from jobstore.operations import attempts, jobs, pausing, registering
 from jobstore.overviews import Explanation, ExplanationReason, Pause
@@ -25,15 +24,17 @@ class _Told(NamedTuple):
 
 
 class _Workers(NamedTuple):
-    """The live workers that are registered for a task type."""
+    """The live workers that are registered for a job's task type or API."""
 
     number: int
     places: int
     """How many jobs they could still take when they last said so."""
     others: int
-    """How many live workers there are for other task types."""
+    """How many other live workers there are."""
     task_types: list[str]
     """All that they handle."""
+    api_types: list[str]
+    """The APIs whose jobs they do, whatever the task type."""
 
 
 def explain(now: int, job_id: str) -> Operation[Explanation]:
@@ -55,10 +56,10 @@ def explain(now: int, job_id: str) -> Operation[Explanation]:
     told = _told_by_itself(from_milliseconds(now), job, attempt, pause)
     if told is not None:
         return known(**told._asdict())
-    workers = yield from _workers(now, job.task_type)
+    workers = yield from _workers(now, job)
     if not workers.number:
         return known(reason=ExplanationReason.NO_WORKER, text=_without_worker(job, workers.others))
-    ahead = yield from _ahead(now, job, workers.task_types)
+    ahead = yield from _ahead(now, job, workers)
     reason = ExplanationReason.BEHIND if ahead else ExplanationReason.NEXT
     return known(reason=reason, text=_in_line(ahead, workers), workers=workers.number, ahead=ahead)
 
@@ -89,6 +90,12 @@ def _ended(job: Job) -> _Told:
     if job.status is JobStatus.CANCELED:
         return _Told(ExplanationReason.CANCELED, f"It was canceled at {at}.", job.finished_at)
     kind = f" ({job.error_type})" if job.error_type else ""
+    if job.error_type == CALL_UNKNOWN:
+        text = (
+            f"It is held since {at}, after {_tries(job)}: its worker was lost while a call to a model was under way, "
+            "and nobody knows whether that was carried out. See `jobstore show`, then retry it by hand."
+        )
+        return _Told(ExplanationReason.HELD, text, None)
     if job.attempts_used >= job.max_attempts:
         text = f"It failed at {at}{kind}: its attempts are used up, {_tries(job)}. Retry it by hand."
         return _Told(ExplanationReason.ATTEMPTS_USED_UP, text, job.finished_at)
@@ -125,7 +132,7 @@ def _paused(pause: Pause) -> _Told:
 
 def _without_worker(job: Job, others: int) -> str:
     alive = f"only {_several(others, 'live worker')} for others" if others else "and no other either"
-    return f"It waits: no live worker is registered for task type {job.task_type}, {alive}."
+    return f"It waits: no live worker is registered for task type {job.task_type} or API {job.api_type}, {alive}."
 
 
 def _in_line(ahead: int, workers: _Workers) -> str:
@@ -138,20 +145,22 @@ def _in_line(ahead: int, workers: _Workers) -> str:
     return f"It waits for its turn: {least}{_several(ahead, 'job')} ahead of it for {they}."
 
 
-def _workers(now: int, task_type: str) -> Operation[_Workers]:
+def _workers(now: int, job: Job) -> Operation[_Workers]:
     live = yield from registering.live_workers(now)
-    mine = [worker for worker in live if task_type in worker.task_types]
+    mine = [worker for worker in live if job.task_type in worker.task_types or job.api_type in worker.api_types]
     return _Workers(
         number=len(mine),
         places=sum(max(0, worker.concurrency - worker.running) for worker in mine),
         others=len(live) - len(mine),
         task_types=sorted({name for worker in mine for name in worker.task_types}),
+        api_types=sorted({name for worker in mine for name in worker.api_types}),
     )
 
 
-def _ahead(now: int, job: Job, task_types: Sequence[str]) -> Operation[int]:
-    """Count the jobs that workers of these task types would claim before a job, in the order of a claim."""
-    names, parameters = placeholders("task", task_types)
+def _ahead(now: int, job: Job, workers: _Workers) -> Operation[int]:
+    """Count the jobs that these workers would claim before a job, in the order of a claim."""
+    tasks, task_types = placeholders("task", workers.task_types or [""])
+    apis, api_types = placeholders("api", workers.api_types or [""])  # no lane has an empty name
     stretches = (  # of each lane's end of the index, none read further than it counts
         "priority > :priority",
         "priority = :priority AND run_at < :run_at",
@@ -166,13 +175,14 @@ def _ahead(now: int, job: Job, task_types: Sequence[str]) -> Operation[int]:
     row = yield from fetch_one(
         f"""
         SELECT SUM({counts}) AS ahead FROM lanes AS lane
-        WHERE lane.task_type IN ({names}) AND {pausing.NOT_PAUSED}
+        WHERE (lane.task_type IN ({tasks}) OR lane.api_type IN ({apis})) AND {pausing.NOT_PAUSED}
         """,
         now=now,
         priority=job.priority,
         run_at=to_milliseconds(job.run_at),
         id=job.id,
-        **parameters,
+        **task_types,
+        **api_types,
     )
     return min(MAX_AHEAD, int(row["ahead"] or 0)) if row else 0
 

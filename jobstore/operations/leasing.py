@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Literal, NamedTuple
 
-from jobstore.lifecycle import EXPIRED, WORKER_LOST, AttemptOutcome
+from jobstore.lifecycle import CALL_UNKNOWN, EXPIRED, WORKER_LOST, AttemptOutcome
 from jobstore.models import Claim, Heartbeat, Job, NewJob, Text
 from jobstore.operations import jobs, pausing
 from jobstore.operations.attempts import HELD
@@ -110,11 +110,23 @@ def start_recorded(now: int, job_id: str, new: NewJob, prompt: Text, worker_id: 
     return Claim.of(job, worker_id, expires)
 
 
+_HOLD = f"""
+    UPDATE background_jobs SET status = 'failed', finished_at = :now, error_type = '{CALL_UNKNOWN}',
+        error_message = 'its process ended while a call was under way: see what became of it, then retry the job'
+    WHERE id = :job_id AND attempt = :attempt AND status IN ('idle', 'failed') AND EXISTS (
+        SELECT 1 FROM api_calls
+        WHERE job_id = :job_id AND api_calls.attempt = :attempt AND api_calls.status = 'unknown'
+            AND on_unknown = 'hold')
+"""
+"""Of a job whose attempt was just ended."""
+
+
 @guarded
 def rescue(now: int) -> Operation[int]:
     """End up to `MAX_DUE` attempts whose lease has ended; return how many.
 
-    Their jobs become idle again, failed when their attempts are used up, canceled when that was asked for.
+    Their jobs become idle again, failed when their attempts are used up, canceled when that was asked for. Calls that
+    were under way are `unknown` by now, as the database notes by itself; a job that is to be held then fails.
     """
     facts = yield from dialect()
     # Where rows can be locked, a job that someone else has locked is passed over as well, or every claim would wait.
@@ -132,6 +144,7 @@ def rescue(now: int) -> Operation[int]:
         now=now,
     )
     used_up = "cancel_requested_at IS NULL AND attempts_used >= max_attempts"
+    keys = [{"now": now, "job_id": row["job_id"], "attempt": row["attempt"]} for row in lost]
     yield from execute_many(
         f"""
         UPDATE background_jobs SET
@@ -143,8 +156,9 @@ def rescue(now: int) -> Operation[int]:
             updated_at = :now
         WHERE {HELD}
         """,
-        [{"now": now, "job_id": row["job_id"], "attempt": row["attempt"]} for row in lost],
+        keys,
     )
+    yield from execute_many(_HOLD, keys)
     return len(lost)
 
 

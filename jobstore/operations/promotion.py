@@ -29,6 +29,7 @@ TABLES = (
     Table("excluded_files", ("session_id", "path")),
     Table("background_jobs", ("id",)),
     Table("job_attempts", ("job_id", "attempt")),
+    Table("api_calls", ("id",)),
     Table("cached_state", ("project_hash", "key")),
     Table("key_value_store", ("key",)),
     Table("pauses", ("task_type", "api_type")),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import NamedTuple
 
 from jobstore.lifecycle import TERMINAL, JobStatus
@@ -73,7 +74,7 @@ def doomed(_now: int, rule: Rule, after: Position, last: Position) -> Operation[
         f"SELECT finished_at, id FROM background_jobs WHERE {where} ORDER BY finished_at, id LIMIT {ROUND_ROWS}",
         **parameters,
     )
-    return [Position(row["finished_at"], row["id"]) for row in rows]
+    return [Position(row["finished_at"], row["id"]) for row in (yield from _without_too_many_calls(rows))]
 
 
 def count(_now: int, rule: Rule, last: Position) -> Operation[int]:
@@ -117,7 +118,7 @@ def delete_of_session(_now: int, session_id: str) -> Operation[Pruned]:
         """,
         session_id=session_id,
     )
-    return (yield from _delete(rows))
+    return (yield from _delete((yield from _without_too_many_calls(rows))))
 
 
 def _still_ended(ids: Sequence[str], last: Position) -> Operation[list[Row]]:
@@ -143,6 +144,19 @@ def _delete(rows: Sequence[Row]) -> Operation[Pruned]:
     names, parameters = placeholders("id", [row["id"] for row in rows])
     yield from execute(f"DELETE FROM background_jobs WHERE id IN ({names})", **parameters)
     return Pruned(len(rows), paths)
+
+
+def _without_too_many_calls(found: Sequence[Row]) -> Operation[Sequence[Row]]:
+    """Return the first of some jobs, as many as have `MAX_ROWS` calls to models, which are deleted with them."""
+    if not found:
+        return found
+    names, parameters = placeholders("id", [row["id"] for row in found])
+    counted = yield from fetch_all(
+        f"SELECT job_id, COUNT(*) AS calls FROM api_calls WHERE job_id IN ({names}) GROUP BY job_id", **parameters
+    )
+    calls = {row["job_id"]: row["calls"] for row in counted}
+    totals = accumulate(calls.get(row["id"], 0) for row in found)
+    return found[: max(1, sum(total <= MAX_ROWS for total in totals))]
 
 
 def _file_paths(rows: Sequence[Row]) -> Operation[list[str]]:

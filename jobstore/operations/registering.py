@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from jobstore.models import dump_json
@@ -10,7 +11,7 @@ from jobstore.sql import Operation, execute, fetch_all, guarded
 
 MAX_WORKERS = 1000
 """How many are read: a list that nobody reads to its end."""
-_COLUMNS = "id, host, pid, version, task_types, concurrency, running, started_at, seen_at"
+_COLUMNS = "id, host, pid, version, task_types, api_types, concurrency, running, started_at, seen_at"
 
 
 class Registration(NamedTuple):
@@ -22,6 +23,7 @@ class Registration(NamedTuple):
     version: str
     task_types: list[str]
     concurrency: int
+    api_types: Sequence[str] = ()
 
 
 @guarded
@@ -61,12 +63,14 @@ def _put(now: int, worker: Registration, running: int, lifetime: int, begins: st
         yield from execute(
             f"""
             INSERT INTO workers ({_COLUMNS}, expires_at)
-            VALUES (:id, :host, :pid, :version, :task_types, :concurrency, :running, :now, :now, :expires_at)
+            VALUES (:id, :host, :pid, :version, :task_types, :api_types, :concurrency, :running, :now, :now,
+                :expires_at)
             ON CONFLICT (id) DO UPDATE SET {begins} host = excluded.host, pid = excluded.pid,
-                version = excluded.version, task_types = excluded.task_types, concurrency = excluded.concurrency,
-                running = excluded.running, seen_at = excluded.seen_at, expires_at = excluded.expires_at
+                version = excluded.version, task_types = excluded.task_types, api_types = excluded.api_types,
+                concurrency = excluded.concurrency, running = excluded.running, seen_at = excluded.seen_at,
+                expires_at = excluded.expires_at
             """,
-            **{**worker._asdict(), "task_types": dump_json("task_types", worker.task_types)},
+            **worker._asdict() | {name: dump_json(name, getattr(worker, name)) for name in ("task_types", "api_types")},
             running=running,
             now=now,
             expires_at=now + lifetime,

@@ -86,7 +86,7 @@ def _until(date: str) -> float:
 
 def count(value: object) -> int | None:
     """Return a count of tokens; SDKs do not validate what they receive, and what is none is unknown."""
-    return value if type(value) is int and value >= 0 else None
+    return value if type(value) is int and 0 <= value < 2**63 else None
 
 
 def part(raw: Mapping[str, Any], name: str) -> Mapping[str, Any]:

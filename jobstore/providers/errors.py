@@ -84,6 +84,11 @@ class ProviderError(JobStoreError):
         known = ", ".join(part for part in (status, self.code, request) if part is not None)
         super().__init__(f"{provider}: {_MEANING[category]}" + (f" ({known})" if known else ""))
 
+    @property
+    def error_type(self) -> str:
+        """What a job carries that failed of it: the category."""
+        return self.category
+
 
 def _short(code: str | None) -> str | None:
     """Drop what is no plain identifier: what a server sends must not carry text into messages."""

@@ -20,6 +20,7 @@ from jobstore.leases import LeaseKeeper
 from jobstore.models import Text, encode_text
 from jobstore.operations import migrations
 from jobstore.outputs import MAX_OUTPUT_BYTES, Kind, OutputFile, Outputs, Place, open_outputs
+from jobstore.repositories.settlements import Settlements
 from jobstore.sql import MakeOperation
 
 T = TypeVar("T")
@@ -59,6 +60,7 @@ class Backend:
     ) -> None:
         self.engine = engine
         self.inline_limit = inline_limit
+        self.settlements = Settlements()
         self.max_output_bytes = max_output_bytes
         self.disk = disk
         self._leases = LeaseKeeper(engine)

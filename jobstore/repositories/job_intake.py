@@ -16,6 +16,7 @@ from jobstore.models import Claim, Job, NewJob, Text
 from jobstore.operations import attempts, jobs, leasing
 from jobstore.repositories.arguments import check_iterable, check_new_job, plain_dict
 from jobstore.repositories.backend import is_unsettled, new_id
+from jobstore.repositories.calls import CallRepository
 from jobstore.repositories.job_work import JobWork
 from jobstore.repositories.recording import RecordedCall
 
@@ -177,7 +178,7 @@ class JobIntake(JobWork):
             max_attempts=1,
             timeout=timeout,
         )
-        call = RecordedCall(self, await self._start_recorded(new))
+        call = RecordedCall(self, CallRepository(self._backend), await self._start_recorded(new))
         with self.lease_kept(
             call.claim, lease=RECORD_LEASE, lost=call.note_lost, cancel_requested=call.note_cancel_requested
         ):
@@ -202,7 +203,7 @@ class JobIntake(JobWork):
 
         worker_id = f"record:{socket.gethostname()}:{os.getpid()}"
         try:
-            return await self._backend.write(
+            claim: Claim = await self._backend.write(
                 leasing.start_recorded,
                 job_id,
                 new,
@@ -217,3 +218,4 @@ class JobIntake(JobWork):
             if not is_unsettled(error):
                 abandoned(None)
             raise
+        return claim if text.inline is not None else claim.with_prompt(new.prompt)

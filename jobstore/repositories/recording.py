@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from typing import TYPE_CHECKING
+from collections.abc import AsyncGenerator
+from typing import TYPE_CHECKING, Any
 
 from jobstore.aio import finish
+from jobstore.calls import UnknownPolicy
 from jobstore.errors import JobStoreError
 from jobstore.models import Claim, Job, Usage
-from jobstore.outputs import OutputWriter
+from jobstore.repositories.answers import AttemptAnswer
+from jobstore.repositories.calls import CallRepository
 
 if TYPE_CHECKING:
+    from jobstore.providers import Request
     from jobstore.repositories.job_work import JobWork
 
 
@@ -25,16 +29,14 @@ class RecordedCall:
         cancel_requested: Whether someone wants the job canceled.
     """
 
-    def __init__(self, jobs: JobWork, claim: Claim) -> None:
+    def __init__(self, jobs: JobWork, calls: CallRepository, claim: Claim) -> None:
         self.claim = claim
         self.job: Job = claim.job
         self.lost = False
         self.cancel_requested = False
         self._jobs = jobs
-        self._stack = contextlib.AsyncExitStack()
-        self._output: OutputWriter | None = None
-        self._opening = asyncio.Lock()
-        self._usage: Usage | None = None
+        self._calls = calls
+        self._answer = AttemptAnswer(jobs, claim)
 
     @property
     def finished(self) -> bool:
@@ -50,19 +52,58 @@ class RecordedCall:
             DiskFull: There is no room for it.
             OutputError: It cannot be written.
         """
-        async with self._opening:
-            if self._output is None:
-                self._output = await self._stack.enter_async_context(self._jobs.output(self.claim))
-        await self._output.write(text)
+        await self._answer.write(text)
+
+    def stream(
+        self,
+        client: object,
+        request: Request | None = None,
+        *,
+        on_unknown: UnknownPolicy = "retry",
+        **fields: Any,  # noqa: ANN401 - those of a Request
+    ) -> AsyncGenerator[str, None]:
+        """Ask a model and yield the text of its answer as it comes; all of it is recorded, and the request itself.
+
+        The job is completed only if the answer came to its end. One that is left before is failed as
+        `unfinished_answer`, and what came until then stays readable. Why the model stopped is in the job's metadata as
+        `finish_reason`, and the calls of tools that it asks for as `tool_calls`. Its thoughts are not recorded.
+
+        Args:
+            client: An `AsyncAnthropic`, an `AsyncOpenAI` or a `genai.Client`; its own retries are off here.
+            request: What to ask; by default the job's prompt, its `model_used`, and from its metadata what a
+                `Request` has.
+            on_unknown: What is noted to be done should the process die meanwhile; see `UnknownPolicy`.
+            **fields: Of the request, where the job says nothing, such as `model` or `max_tokens`.
+
+        Raises:
+            InvalidArgument: The request cannot be put to this API; nothing was sent.
+            ProviderError: There is no complete answer.
+            LeaseLost: The attempt has ended.
+
+        Example:
+            >>> async with store.jobs.record("Say hello", task_type="greeting", api_type="claude") as call:
+            ...     async for text in call.stream(AsyncAnthropic(), model="claude-opus-5-5", max_tokens=100):
+            ...         print(text, end="")
+        """
+        # The store knows the providers by this one import, of who calls this: they are built upon it.
+        from jobstore.providers.recording import ask  # noqa: PLC0415
+
+        texts = ask(self._answer, self._calls, client, request, on_unknown=on_unknown, **fields)
+        return self._answer.closes(texts)
 
     async def finish(self, text: str | None = None, *, usage: Usage | None = None) -> Job:
         """Record the call as completed; without a text, what was written is the response.
 
         Raises:
             LeaseLost: The attempt has ended in another way.
+            AnswerUnfinished: No text is given, and a stream was left before the end of the model's answer.
+            ProviderError: The same, because the model broke off.
         """
-        self.job = await self._jobs.complete(self.claim, text, usage=usage)
-        await self._stack.aclose()
+        if text is None and self._answer.broken is not None:
+            raise self._answer.broken
+        metadata = self._answer.metadata or None
+        self.job = await self._jobs.complete(self.claim, text, usage=usage or self._answer.usage, metadata=metadata)
+        await self._answer.close()
         return self.job
 
     def note_lost(self) -> None:
@@ -80,6 +121,8 @@ class RecordedCall:
     async def _end(self, error: BaseException | None) -> None:
         if self.finished:
             return
+        if error is None and self._answer.broken is not None:  # whoever caught it has heard of it
+            error = self._answer.broken
         if error is not None:
             await self._record_failure(error)
             return
@@ -92,7 +135,7 @@ class RecordedCall:
     async def _record_failure(self, error: BaseException) -> None:
         """Record an error as far as that is possible: the error itself is what the caller is to see."""
         with contextlib.suppress(JobStoreError):
-            await self._stack.aclose()
+            await self._answer.close()
         with contextlib.suppress(JobStoreError):
             if isinstance(error, asyncio.CancelledError):
                 self.job = await self._jobs.cancel_claimed(self.claim, "the caller was cancelled")

@@ -48,7 +48,8 @@ class WorkerRepository:
         self,
         worker_id: str,
         *,
-        task_types: Sequence[str],
+        task_types: Sequence[str] = (),
+        api_types: Sequence[str] = (),
         concurrency: int = 1,
         version: str = "",
         running: Callable[[], int] = lambda: 0,
@@ -61,6 +62,7 @@ class WorkerRepository:
         Args:
             worker_id: What it claims jobs as.
             task_types: What it has handlers for.
+            api_types: The APIs that it does jobs for, whatever their task type.
             concurrency: How many jobs it runs at the same time, at most.
             version: Of its code.
             running: Returns how many it runs now; called from the store's thread.
@@ -75,8 +77,8 @@ class WorkerRepository:
         check_identifier("worker_id", worker_id, InvalidArgument)
         check_name("version", version, InvalidArgument)
         check_range("concurrency", concurrency, 1, MAX_PRIORITY, InvalidArgument)
-        handled = sorted(names("task_types", task_types) or [])
-        worker = Registration(worker_id, socket.gethostname(), os.getpid(), version, handled, concurrency)
+        tasks, apis = (sorted(names(*each) or []) for each in (("task_types", task_types), ("api_types", api_types)))
+        worker = Registration(worker_id, socket.gethostname(), os.getpid(), version, tasks, concurrency, apis)
         key = self._backend.leases.announce(worker, running)
         try:
             await self._register(worker, running())

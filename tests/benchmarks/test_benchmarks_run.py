@@ -21,6 +21,7 @@ HERE = Path(__file__).parent
             ["--jobs", "128", "--rounds", "1", "--wakes", "10", "--cancels", "5", "--idle", "1"],
             "an idle worker's process",
         ),
+        ("streams.py", ["--streams", "8", "--size", "20000", "--rounds", "5"], "answers that are not whole: 0"),
         ("postgres.py", ["--jobs", "128", "--rounds", "1", "--wakes", "10"], "handler in another process"),
     ],
 )

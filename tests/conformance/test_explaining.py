@@ -164,10 +164,10 @@ async def test_a_pause_is_told_beside_another_reason_too(store: JobStore, clock:
 
 async def test_a_task_type_that_no_worker_handles_is_told(store: JobStore, clock: FakeClock) -> None:
     job = await enqueue(store)
-    text = "It waits: no live worker is registered for task type greeting, and no other either."
+    text = "It waits: no live worker is registered for task type greeting or API claude, and no other either."
     assert await told(store, job) == ("no_worker", text)
     await list_worker(store, "plan", "title")
-    text = "It waits: no live worker is registered for task type greeting, only 1 live worker for others."
+    text = "It waits: no live worker is registered for task type greeting or API claude, only 1 live worker for others."
     assert await told(store, job) == ("no_worker", text)
     await list_worker(store, "greeting", name="gone")
     assert (await told(store, job))[0] == "next"

@@ -53,6 +53,7 @@ async def test_a_worker_is_listed_while_it_runs(store: JobStore, clock: FakeCloc
             pid=os.getpid(),
             version=VERSION,
             task_types=["answer", "greeting"],
+            api_types=[],
             concurrency=3,
             running=0,
             started_at=moment(clock),

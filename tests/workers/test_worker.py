@@ -301,7 +301,7 @@ async def test_an_answer_that_the_disk_has_no_room_for_is_put_off(
     @worker.handles("task")
     async def handle(job: JobContext) -> None:
         await job.write("so far")
-        descriptor = job._output._file._descriptor  # type: ignore[union-attr]
+        descriptor = job.answer._opening.result()._file._descriptor  # type: ignore[union-attr]
         os.dup2(os.open("/dev/full", os.O_WRONLY), descriptor)
 
     job = await drained(store, worker, await enqueue(store, max_attempts=1))
