@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from pathlib import Path
+from typing import Any
 
 from jobstore.aio import in_thread
 from jobstore.errors import DiskLow
@@ -17,7 +18,7 @@ LOOK_SECONDS = 1.0
 
 
 class DiskGuard:
-    """Knows whether the disks of a store have room for new work. It looks once a second at most, and off the loop.
+    """Knows whether the disks of a store had room for new work when it last looked.
 
     Args:
         folders: What lies on the disks; it need not exist yet.
@@ -30,19 +31,29 @@ class DiskGuard:
         self._look_at = 0.0
         self._low: DiskLow | None = None
 
-    async def require_room(self) -> None:
+    @property
+    def is_due(self) -> bool:
+        """Whether it is time to look again: once a second at most."""
+        return bool(self._folders) and time.monotonic() >= self._look_at
+
+    def look(self) -> Coroutine[Any, Any, None]:
+        """Look, off the loop."""
+        self._look_at = time.monotonic() + LOOK_SECONDS
+        return self._note()
+
+    def require_room(self) -> None:
         """Refuse to begin anything new while a disk is nearly full.
 
         Raises:
-            DiskLow: One is.
+            DiskLow: One was, at the last look.
         """
-        if self._folders and time.monotonic() >= self._look_at:
-            self._look_at = time.monotonic() + LOOK_SECONDS
-            self._low = await in_thread(self._look)
         if self._low is not None:
             raise DiskLow(self._low.folder, self._low.free, self._low.least)
 
-    def _look(self) -> DiskLow | None:
+    async def _note(self) -> None:
+        self._low = await in_thread(self._find_low)
+
+    def _find_low(self) -> DiskLow | None:
         for folder in self._folders:
             place = next((path for path in (folder, *folder.parents) if path.exists()), folder)
             try:

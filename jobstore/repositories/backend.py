@@ -62,11 +62,11 @@ class Backend:
         self.inline_limit = inline_limit
         self.settlements = Settlements()
         self.max_output_bytes = max_output_bytes
-        self.disk = disk
+        self._disk = disk
         self._leases = LeaseKeeper(engine)
         self._outputs_place = outputs_place
         self._outputs: Outputs | None = None
-        self._tidying: set[asyncio.Task[Any]] = set()
+        self._background: set[asyncio.Task[Any]] = set()
         self._loop = asyncio.get_running_loop()
         self._process = os.getpid()
         self._closed = False
@@ -81,6 +81,7 @@ class Backend:
         await self.engine.open(check)
         try:
             await self._find_outputs()
+            await self._disk.look()
         except BaseException:
             await finish(self.engine.close())
             raise
@@ -91,8 +92,8 @@ class Backend:
         self._closed = True
         await self._leases.close()
         await self.engine.close()
-        while self._tidying:
-            await asyncio.wait(self._tidying)
+        while self._background:
+            await asyncio.wait(self._background)
 
     def check_usable(self) -> None:
         """Check that this is where the store was opened.
@@ -151,6 +152,18 @@ class Backend:
         count = await self.engine.wait(signal, since, timeout)
         self.check_usable()
         return count
+
+    def require_room(self) -> None:
+        """Refuse to begin anything new while a disk is nearly full, as of a look about a second ago.
+
+        The next look is made in the background: callers that come together shall go on together, in their order.
+
+        Raises:
+            DiskLow: One was.
+        """
+        if self._disk.is_due:
+            self._in_background(self._disk.look())
+        self._disk.require_room()
 
     @property
     def leases(self) -> LeaseKeeper:
@@ -249,9 +262,13 @@ class Backend:
         """
         if self._outputs is None:
             return
-        task = self._loop.create_task(in_thread(self._outputs.remove, paths))
-        self._tidying.add(task)
-        task.add_done_callback(self._tidying.discard)
+        self._in_background(in_thread(self._outputs.remove, paths))
+
+    def _in_background(self, work: Coroutine[Any, Any, Any]) -> None:
+        """Do something that nobody waits for; `close` does."""
+        task = self._loop.create_task(work)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
 
     async def _find_outputs(self) -> None:
         if self._outputs_place is None:

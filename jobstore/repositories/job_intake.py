@@ -83,7 +83,7 @@ class JobIntake(JobWork):
             timeout=timeout,
             idempotency_key=idempotency_key,
         )
-        await self._backend.disk.require_room()
+        self._backend.require_room()
         job_id = new_id()
         text = await self._backend.store_text("prompt", "prompts", job_id, prompt)
         return await self._backend.write_text(text, "prompt_file_path", jobs.enqueue, job_id, new, text, wakes=True)
@@ -111,7 +111,7 @@ class JobIntake(JobWork):
     async def _enqueue_part(self, part: Sequence[NewJob]) -> list[Job]:
         for new in part:
             check_new_job(new)
-        await self._backend.disk.require_room()
+        self._backend.require_room()
         prepared: list[tuple[str, NewJob, Text]] = []
 
         def settle(made: list[Job] | None) -> None:
@@ -191,7 +191,7 @@ class JobIntake(JobWork):
                 await call.end(None)
 
     async def _start_recorded(self, new: NewJob) -> Claim:
-        await self._backend.disk.require_room()
+        self._backend.require_room()
         job_id = new_id()
         text = await self._backend.store_text("prompt", "prompts", job_id, new.prompt)
 

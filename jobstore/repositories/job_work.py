@@ -76,7 +76,7 @@ class JobWork(JobEnding):
         tasks, apis = names("task_types", task_types), names("api_types", api_types)
         if tasks == [] or apis == []:
             return []
-        await self._backend.disk.require_room()
+        self._backend.require_room()
         claims: list[Claim] = []
         try:
             while True:

@@ -14,6 +14,7 @@ import pytest
 from jobstore import Claim, DiskFull, DiskLow, JobStatus, JobStore, NewJob, OutputTooLarge, disk
 from jobstore.aio import in_thread
 from jobstore.workers import JobContext, Worker, never
+from tests.conformance.support import eventually
 
 LANE: dict[str, Any] = {"task_type": "task", "api_type": "api"}
 LIMIT = 10_000
@@ -149,6 +150,15 @@ async def test_a_worker_says_so_once_and_goes_on_when_there_is_room(
 
         job = await store.jobs.enqueue("p", **LANE)
         await in_thread(ballast.write_bytes, bytes(30_000_000))
+
+        async def is_refused() -> bool:
+            try:
+                await store.jobs.claim("other", task_types=["nothing"])
+            except DiskLow:
+                return True
+            return False
+
+        await eventually(is_refused)
         with caplog.at_level(logging.INFO):
             running = asyncio.create_task(worker.run())
             while caplog.text.count("cannot claim") < 1:
