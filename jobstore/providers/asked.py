@@ -69,7 +69,7 @@ class Asked:
 def _object(body: bytes) -> dict[str, Any] | None:
     try:
         fields = json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return fields if isinstance(fields, dict) else None
 
