@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
 from pathlib import Path
 from typing import Any, assert_type
 
@@ -21,7 +21,7 @@ from google import genai
 from openai import AsyncOpenAI
 from pydantic import BaseModel
 
-from jobstore import DiskFull, InvalidArgument, Job, JobStatus, JobStore, StoreClosed
+from jobstore import DiskFull, InvalidArgument, Job, JobStatus, JobStore, JobStoreError, StoreClosed
 from jobstore.calls import ApiCall
 from jobstore.operations.promotion import end_leases
 from jobstore.providers import recorded, unrecorded
@@ -137,7 +137,7 @@ async def test_the_program_sees_what_it_would_have_seen(store: JobStore, api: AP
 async def test_a_call_is_a_job_with_its_answer_and_what_it_took(
     store: JobStore, server: LLMServer, speaker: Speaker
 ) -> None:
-    session = await store.sessions.create(project_directory="/somewhere")
+    session = await store.sessions.create(name="talk", project_directory="/somewhere")
     client = recorded(speaker.client, store, task_type="ask", session_id=session.id)
     assert type(client) is type(speaker.client)
     for streamed in (False, True):
@@ -180,7 +180,7 @@ async def test_who_leaves_a_stream_finds_the_job_canceled_and_its_beginning_kept
     server.script(Answer(TEXT, ending="stall", chunk_size=4))
     stream = await ask(speaker, client, streamed=True)
     async for piece in stream:
-        if HALF[-4:].strip() in str(piece):
+        if "'lf '" in str(piece):
             break
     if speaker.api == "gemini":
         await speaker.adapter.open.__globals__["_leave"](stream)  # type: ignore[attr-defined]
@@ -301,7 +301,7 @@ async def test_a_full_disk_does_not_stop_the_call(
 
 
 @pytest.mark.parametrize("strict", [False, True])
-async def test_an_attempt_that_is_lost_meanwhile_is_told_only_if_wanted(
+async def test_a_job_that_is_lost_meanwhile_is_told_only_if_wanted(
     store: JobStore,
     server: LLMServer,
     speaker: Speaker,
@@ -311,11 +311,10 @@ async def test_an_attempt_that_is_lost_meanwhile_is_told_only_if_wanted(
     server.script(Answer(TEXT, chunk_size=4))
     stream = await ask(speaker, client, streamed=True)
     pieces = [await anext(aiter(stream))]
-    await store.execute("UPDATE job_attempts SET finished_at = 1, outcome = 'lost'")
-    await store.execute("UPDATE background_jobs SET status = 'canceled', completed_at = 1, updated_at = 1")
-    with pytest.raises(Exception, match="attempt") if strict else suppress():
+    await store.execute("DELETE FROM background_jobs")
+    with pytest.raises(JobStoreError) if strict else nullcontext():
         pieces += [piece async for piece in stream]
-        assert TEXT[-4:].strip() in str(pieces)
+        assert "'lf'" in str(pieces)
     assert unrecorded(client) == 1
 
 
@@ -357,9 +356,7 @@ async def test_what_asks_no_model_is_not_recorded(store: JobStore, speakers: dic
     assert await store.jobs.count() == 0
 
 
-async def test_the_other_client_stays_as_it_is_and_shares_its_connections(
-    store: JobStore, server: LLMServer, speaker: Speaker
-) -> None:
+async def test_the_other_client_stays_as_it_is_and_shares_its_connections(store: JobStore, speaker: Speaker) -> None:
     client = recorded(speaker.client, store, task_type="ask")
     await ask(speaker, speaker.client, streamed=False)
     assert await store.jobs.count() == 0
