@@ -74,6 +74,12 @@ def _set_error(future: asyncio.Future[Any], error: BaseException) -> None:
         future.set_exception(RuntimeError(repr(error)) if isinstance(error, StopIteration) else error)
 
 
+def is_being_cancelled() -> bool:
+    """Whether the present task is: else a cancellation that it meets is that of something which it awaited."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
 async def together(works: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
     """Run several at the same time, all of them to their end, and return their values, or raise the first error."""
     outcomes = await asyncio.gather(*works, return_exceptions=True)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 from urllib.parse import unquote, urlsplit
 
 from jobstore.clock import Clock, system_clock
@@ -19,6 +19,7 @@ from jobstore.errors import InvalidArgument, MigrationRequired
 from jobstore.migrate import (
     POSTGRES_STEPS,
     SQLITE_STEPS,
+    Adoption,
     Migrator,
     Result,
     Status,
@@ -28,7 +29,11 @@ from jobstore.migrate import (
     pending_steps,
 )
 from jobstore.operations import migrations
+from jobstore.outputs import Place
 from jobstore.sql import Operation
+
+if TYPE_CHECKING:
+    from jobstore.engines.postgres_server import Server
 
 URL_VARIABLE = "JOBSTORE_URL"
 POSTGRES_SCHEMES = ("postgresql", "postgres")
@@ -51,6 +56,12 @@ class AnyMigrator(Protocol):
 
     def run(self, announce: Callable[[Step], None] = ..., backed_up: Callable[[Path], None] = ...) -> Result:
         """Apply what is pending."""
+
+    def rehearse(self) -> Adoption | None:
+        """Return what adopting a database of the old system would find and do."""
+
+    def adoption(self) -> Adoption | None:
+        """Return the report of the adoption that made the store."""
 
 
 class Database(Protocol):
@@ -75,8 +86,8 @@ class Database(Protocol):
             InvalidArgument: An extra is not installed.
         """
 
-    def migrator(self, clock: Clock = system_clock) -> AnyMigrator:
-        """Return what brings its schema up to date."""
+    def migrator(self, clock: Clock = system_clock, place: Place | None = None) -> AnyMigrator:
+        """Return what brings its schema up to date; the place is where large texts lie."""
 
     def engine(self, clock: Clock, pool_size: int, durability: Durability) -> Engine:
         """Return what drives operations on it."""
@@ -94,9 +105,9 @@ class SQLiteDatabase:
         """Return the steps of its schema."""
         return load_steps(SQLITE_STEPS)
 
-    def migrator(self, clock: Clock = system_clock) -> AnyMigrator:
-        """Return what brings its schema up to date."""
-        return Migrator(self.path, clock=clock)
+    def migrator(self, clock: Clock = system_clock, place: Place | None = None) -> AnyMigrator:
+        """Return what brings its schema up to date; the place is where large texts lie, by default in `outputs`."""
+        return Migrator(self.path, clock=clock, place=place)
 
     def engine(self, clock: Clock, pool_size: int, durability: Durability) -> Engine:
         """Return what drives operations on it."""
@@ -115,7 +126,8 @@ class PostgresDatabase:
 
     def __init__(self, url: str) -> None:
         self.name = without_secrets(url)
-        self._url = url
+        self.url = url
+        """With the password: it goes into no message."""
 
     def load(self) -> list[Step]:
         """Import what it needs, and return the steps of its schema.
@@ -128,18 +140,24 @@ class PostgresDatabase:
         import_module("jobstore.engines.postgres")
         return load_steps(POSTGRES_STEPS)
 
-    def migrator(self, clock: Clock = system_clock) -> AnyMigrator:
-        """Return what brings its schema up to date."""
+    def migrator(self, clock: Clock = system_clock, place: Place | None = None) -> AnyMigrator:  # noqa: ARG002
+        """Return what brings its schema up to date. It writes no texts, wherever they lie."""
         self.load()
         from jobstore.migrate.postgres import PostgresMigrator  # noqa: PLC0415 - needs the extra
 
-        return PostgresMigrator(self._url, self.name, clock=clock)
+        return PostgresMigrator(self.url, self.name, clock=clock)
+
+    def server(self) -> Server:
+        """Return how to reach it."""
+        from jobstore.engines.postgres_server import Server  # noqa: PLC0415 - needs the extra
+
+        return Server(self.url, self.name, system_clock)
 
     def engine(self, clock: Clock, pool_size: int, durability: Durability) -> Engine:
         """Return what drives operations on it."""
         from jobstore.engines.postgres import PostgresEngine  # noqa: PLC0415 - needs the extra
 
-        return PostgresEngine(self._url, self.name, clock, pool_size, durability)
+        return PostgresEngine(self.url, self.name, clock, pool_size, durability)
 
 
 def without_secrets(url: str) -> str:

@@ -9,9 +9,11 @@ The hierarchy::
     │   ├── MigrationRequired      steps are pending: run the command it names
     │   ├── SchemaMismatch         made by a newer version, or changed by someone else
     │   ├── DatabaseBusy           another process held the write lock past the deadline
+    │   ├── DatabaseInUse          a program has the file open, or has it to itself, as while it is restored
     │   ├── DatabaseCorrupt        not a database, or a damaged one
     │   ├── DiskFailed             reading or writing failed; nothing of the batch was acknowledged
     │   │   └── DiskFull               … because there is no room
+    │   │       └── DiskLow                … for new work: what is under way can still be finished
     │   ├── ReadOnlyDatabase       no permission to write
     │   ├── PoolTimeout            no reading connection became free in time
     │   ├── ConnectionLost         the outcome of a write is unknown
@@ -22,12 +24,15 @@ The hierarchy::
     ├── NotFound
     │   ├── JobNotFound
     │   ├── CallNotFound
-    │   └── SessionNotFound
+    │   ├── SessionNotFound
+    │   └── TextsPruned            a job's prompt and response were removed; the job itself is there
     ├── InvalidTransition      the job's status does not allow this step
     ├── LeaseLost              the attempt has ended; nothing was changed
     ├── AnswerUnfinished       what was streamed is not the whole answer of a model
+    ├── LoadError              a dump cannot be loaded; names the line
     ├── PromotionError         a store cannot be copied into another, or is not yet wholly copied
     └── OutputError            a file of a large text is missing, damaged or out of bounds
+        ├── OutputTooLarge         it would pass `max_output_bytes`
         └── OutputRestarted        what was being followed was replaced: by a new attempt, or another answer
 
 Messages say what is wrong and what to do. None carries the text of a prompt or a response.
@@ -35,6 +40,7 @@ Messages say what is wrong and what to do. None carries the text of a prompt or 
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Literal
 
 ConstraintKind = Literal["unique", "foreign_key", "check", "not_null", "other"]
@@ -110,6 +116,33 @@ class DatabaseBusy(DatabaseError):
         )
 
 
+class DatabaseInUse(DatabaseError):
+    """A program has the database open, so nobody can have it alone; or one has it alone, so nobody can open it.
+
+    Attributes:
+        path: The database.
+        operation: What is being done by whoever has it alone; None if programs only have it open.
+        processes: Those that have it, as far as the operating system tells.
+        waited: How long it was tried, in seconds.
+    """
+
+    def __init__(
+        self, path: str, operation: str | None, processes: tuple[int, ...], waited: float, user: str | None = None
+    ) -> None:
+        self.path = path
+        self.operation = operation
+        self.processes = processes
+        self.waited = waited
+        if operation is None:
+            known = f"process {', '.join(map(str, processes))}" if processes else "another program"
+            super().__init__(f"{path} is open in {user or known}: stop the programs that use it, and try again")
+        else:
+            super().__init__(
+                f"nobody can open {path} while it is worked on ({operation}); "
+                f"after {waited:.0f} s it still was: try again once that has ended"
+            )
+
+
 class DatabaseCorrupt(DatabaseError):
     """The file is not a database, or it is damaged."""
 
@@ -120,6 +153,25 @@ class DiskFailed(DatabaseError):
 
 class DiskFull(DiskFailed):
     """There is no room left on the disk; nothing of this call was written."""
+
+
+class DiskLow(DiskFull):
+    """Less room is left on a disk than `min_free_bytes`: nothing new is begun, what is under way can be finished.
+
+    Attributes:
+        folder: Where the room is short.
+        free: Bytes that are free there.
+        least: Bytes that are to stay free.
+    """
+
+    def __init__(self, folder: str, free: int, least: int) -> None:
+        self.folder = folder
+        self.free = free
+        self.least = least
+        super().__init__(
+            f"{free:,} bytes are free at {folder}, fewer than the {least:,} that are kept for what is under way: "
+            "nothing new is begun until there is more; free some space, or open the store with a smaller min_free_bytes"
+        )
 
 
 class ReadOnlyDatabase(DatabaseError):
@@ -144,7 +196,7 @@ class PoolTimeout(DatabaseError):
 
 
 class ConnectionLost(DatabaseError):
-    """The connection ended before the outcome of a write was known: it may or may not have happened.
+    """The server was lost, and not found again in time. Where a write may have happened, the message says so.
 
     Attributes:
         waited: How long the server was sought in vain, in seconds; 0 if it was found.
@@ -229,6 +281,21 @@ class SessionNotFound(NotFound):
         super().__init__(f"no session {session_id!r}: create it with store.sessions.create()")
 
 
+class TextsPruned(NotFound):
+    """The prompt and the response of a job were removed, by a policy or by hand; the job itself is still there.
+
+    Attributes:
+        job_id: The job.
+        pruned_at: When they were removed.
+    """
+
+    def __init__(self, job_id: str, pruned_at: datetime) -> None:
+        self.job_id = job_id
+        self.pruned_at = pruned_at
+        moment = pruned_at.isoformat(" ", "seconds")
+        super().__init__(f"the texts of job {job_id} were pruned at {moment}: restore them from a backup")
+
+
 class InvalidTransition(JobStoreError):
     """The job's status does not allow this step; nothing was changed.
 
@@ -290,6 +357,31 @@ class PromotionError(JobStoreError):
         super().__init__(message)
 
 
+class LoadError(JobStoreError):
+    """A dump cannot be loaded, or not to its end. It never quotes what stands in the dump.
+
+    Attributes:
+        reason: What is wrong.
+        number: Of the line, or of the row where there are no lines, from 1 on; 0 if it is about the whole.
+        table: The table.
+        loaded: How many of its rows, from the first on, were dealt with before: they stay.
+    """
+
+    def __init__(self, reason: str, number: int, table: str = "", loaded: int = 0) -> None:
+        self.reason = reason
+        self.number = number
+        self.table = table
+        self.loaded = loaded
+        where = f"{table}, line {number}" if number else table
+        if loaded:
+            reason = f"{reason}; the {loaded:,} rows before it stay, mend it and go on with those there skipped"
+        super().__init__(f"{where}: {reason}")
+
+    def at(self, table: str, loaded: int) -> LoadError:
+        """Return the same error, with where it was met."""
+        return LoadError(self.reason, self.number, table, loaded)
+
+
 class OutputError(JobStoreError):
     """The file of a large text is missing, damaged, or not where files of this store may lie.
 
@@ -300,6 +392,23 @@ class OutputError(JobStoreError):
     def __init__(self, message: str, path: str | None = None) -> None:
         self.path = path
         super().__init__(message)
+
+
+class OutputTooLarge(OutputError):
+    """An answer is larger than a store accepts. What was streamed before the piece that passed the limit is kept.
+
+    Attributes:
+        path: The path of what was streamed, relative to the outputs folder; None if it came as a whole.
+        limit: Bytes that an answer may have.
+    """
+
+    def __init__(self, limit: int, path: str | None = None) -> None:
+        self.limit = limit
+        super().__init__(
+            f"an answer may have {limit:,} bytes, and this one has more: "
+            "fail the job, or open the store with a larger max_output_bytes",
+            path,
+        )
 
 
 class OutputRestarted(OutputError):

@@ -10,11 +10,11 @@ import asyncio
 import contextlib
 import logging
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from jobstore.clock import seconds
-from jobstore.engines.base import Engine
+from jobstore.clock import from_milliseconds, seconds, to_milliseconds
+from jobstore.engines.base import Engine, Request
 from jobstore.errors import JobStoreError
 from jobstore.models import Claim, Heartbeat
 from jobstore.operations import leasing, registering
@@ -27,6 +27,8 @@ BEATS_PER_LEASE = 3
 """So that two beats in a row may fail before a lease ends."""
 LOOK_SECONDS = 0.05
 """Between looks for cancellations, however much is committed."""
+LOOK_AGAIN_SECONDS = 0.5
+"""Between looks when nothing is heard: a cancellation may have come before its claim was known here, or unheard."""
 LIFETIME = 15.0
 """Seconds that a worker counts as alive after it was last heard of, which it is three times as often."""
 
@@ -84,6 +86,26 @@ class LeaseKeeper:
         self._something.set()
         if not comes_in_time:  # else the thread sleeps on: to wake it for each claim cost more than the claim
             self._poke()
+
+    async def confirm(self, claims: Sequence[Claim], lease: int) -> list[Claim]:
+        """Return those of some new claims that are held still: all, unless they took longer to arrive than a lease.
+
+        Prompts may be read slowly, another task may block the event loop, the machine may be suspended.
+
+        Args:
+            claims: What was claimed.
+            lease: Milliseconds.
+        """
+        now = self._engine.clock()
+        if all(to_milliseconds(claim.lease_expires_at) > now for claim in claims):
+            return list(claims)
+        keys = [(claim.job_id, claim.attempt) for claim in claims]
+        beats: list[Heartbeat] = await self._engine.write(Request(leasing.heartbeat, (keys, lease), finishing=True))
+        if lost := sum(not beat.extended for beat in beats):
+            logger.warning("%d of %d claims were lost before they arrived", lost, len(claims))
+        renewed = {"lease_expires_at": from_milliseconds(now + lease)}
+        held = zip(claims, beats, strict=True)
+        return [claim.model_copy(update=renewed) for claim, beat in held if beat.extended]
 
     def forget(self, claim: Claim) -> None:
         """Renew a claim's lease no more."""
@@ -158,7 +180,7 @@ class LeaseKeeper:
             with self._lock:
                 keys = [key for key, kept in self._kept.items() if not kept.told]
             try:
-                wanted = await self._engine.read(leasing.cancel_requests, keys)
+                wanted = await self._engine.read(leasing.cancel_requests, keys) if keys else []
             except JobStoreError as error:  # the next beat tells
                 logger.warning("looking for cancellations failed: %s", type(error).__name__)
                 wanted = []
@@ -166,7 +188,7 @@ class LeaseKeeper:
                 self._tell(Heartbeat(job_id=job_id, attempt=attempt, extended=True, cancel_requested=True))
             await asyncio.sleep(LOOK_SECONDS)
             if self._kept:
-                await self._engine.wait(self._engine.work, token, None)
+                await self._engine.wait(self._engine.work, token, LOOK_AGAIN_SECONDS)
             else:
                 self._something.clear()
 

@@ -242,7 +242,8 @@ class Job(Model):
     """A job as the database knew it when it was read.
 
     `prompt` and `response` are None where they were not loaded: in lists, and when they lie in a file
-    (`prompt_file_path`, `output_file_path`). `read_prompt()` and `read_response()` have them in any case.
+    (`prompt_file_path`, `output_file_path`). `read_prompt()` and `read_response()` have them in any case, unless they
+    were pruned (`texts_pruned_at`).
     """
 
     id: str
@@ -288,6 +289,8 @@ class Job(Model):
     output_file_path: str | None
     output_bytes: int | None
     output_sha256: str | None
+    texts_pruned_at: datetime | None
+    """When prompt and response were removed; their sizes stay."""
     prompt: str | None = Field(default=None, repr=False)
     response: str | None = Field(default=None, repr=False)
 
@@ -304,7 +307,7 @@ class Job(Model):
         for name in _JOB_TIMES:
             if values[name] is not None:
                 values[name] = from_milliseconds(values[name])
-        if values["prompt_file_path"] is not None:
+        if values["prompt_file_path"] is not None or values["texts_pruned_at"] is not None:
             values["prompt"] = None
         values.setdefault("prompt", None)
         values.setdefault("response", None)
@@ -338,7 +341,10 @@ class Job(Model):
         return _trusted(type(self), {**self.__dict__, "prompt": prompt})
 
 
-_JOB_TIMES = ("run_at", "expires_at", "created_at", "updated_at", "started_at", "finished_at", "cancel_requested_at")
+_JOB_TIMES = (
+    "run_at", "expires_at", "created_at", "updated_at", "started_at", "finished_at", "cancel_requested_at",
+    "texts_pruned_at",
+)  # fmt: skip
 
 
 class Claim(Model):

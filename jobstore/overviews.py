@@ -1,4 +1,4 @@
-"""Models of how things stand: the counts, the lanes and their pauses, the workers, and why a job is not running."""
+"""Models of how things stand: counts, lanes, workers, retention, space, and why a job is not running."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from datetime import datetime
 from enum import StrEnum
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from jobstore.clock import from_milliseconds
 from jobstore.lifecycle import JobStatus
@@ -28,6 +28,54 @@ class JobStats(Model):
     """By status; every status is there."""
     lanes: list[LaneStats]
     """In the order of their names."""
+
+
+class RetentionPolicy(Model):
+    """By which rule jobs that have ended, or their texts alone, are removed."""
+
+    name: str
+    removes: Literal["jobs", "texts"]
+    """Jobs with their attempts and texts; or only their prompts and responses."""
+    statuses: list[JobStatus]
+    task_type: str | None
+    """None is any."""
+    api_type: str | None
+    """None is any."""
+    older_than: float | None
+    """Seconds since a job has ended."""
+    keep: int | None
+    """How many of the jobs that are meant stay, whatever their age: those that ended last."""
+
+    @classmethod
+    def from_row(cls, row: Mapping[str, Any]) -> Self:
+        """Build a policy from its row."""
+        return cls(
+            name=row["name"],
+            removes=row["removes"],
+            statuses=list(map(JobStatus, json.loads(row["statuses"]))),
+            task_type=row["task_type"] or None,
+            api_type=row["api_type"] or None,
+            older_than=None if row["older_than"] is None else row["older_than"] / 1000,
+            keep=row["keep"],
+        )
+
+
+class Space(Model):
+    """What a database takes, in bytes."""
+
+    total: int
+    """Of a file, with its write-ahead log; on a server, of the store's tables with their indexes."""
+    free: int
+    """Of that, what holds nothing: of a file, its free pages. 0 where a server does not tell."""
+    can_shrink: bool
+    """Whether free space is given back bit by bit: a file must have been made with auto_vacuum, as migrations do."""
+
+
+class Vacuumed(Model):
+    """What a vacuum did."""
+
+    before: Space
+    after: Space
 
 
 class Pause(Model):

@@ -34,14 +34,14 @@ class Dialect(NamedTuple):
 
     lock_rows: str
     """The clause of a SELECT that locks its rows and passes over those that others have locked."""
-    share_rows: str
-    """The clause of a SELECT that keeps others from changing its rows until the commit, and waits for who does."""
     lateral: bool
     """Whether a subquery in FROM may refer to what stands before it."""
     writes_in_with: bool
     """Whether WITH may hold statements that write, so that several make one round trip."""
     holds_nul: bool
     """Whether a text column can hold NUL characters."""
+    column_types: str
+    """The query for the names and types of a :table's columns, in their order."""
 
 
 class Statement(NamedTuple):

@@ -6,6 +6,8 @@ import asyncio
 import os
 import warnings
 from collections.abc import Generator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, ParamSpec, Self, TypeVar
 from weakref import WeakKeyDictionary
@@ -13,19 +15,24 @@ from weakref import WeakKeyDictionary
 from jobstore.aio import finish, in_thread
 from jobstore.clock import Clock, system_clock
 from jobstore.databases import Database, find_database, require_schema
+from jobstore.disk import DiskGuard
 from jobstore.engines.base import StoreStats
 from jobstore.errors import InvalidArgument, StoreClosed
 from jobstore.migrate import Step
 from jobstore.operations import jobs, promotion
-from jobstore.outputs import place_of
+from jobstore.outputs import MAX_OUTPUT_BYTES, place_of
+from jobstore.overviews import Vacuumed
+from jobstore.repositories import maintenance
 from jobstore.repositories.arguments import check_range
 from jobstore.repositories.backend import Backend
 from jobstore.repositories.calls import CallRepository
 from jobstore.repositories.jobs import JobRepository
 from jobstore.repositories.lanes import LaneRepository
 from jobstore.repositories.migrations import MigrationRepository
+from jobstore.repositories.retention import RetentionRepository
 from jobstore.repositories.sessions import FileRepository, SessionRepository
 from jobstore.repositories.state import CachedStateRepository, KeyValueRepository
+from jobstore.repositories.tables import TableRepository
 from jobstore.repositories.workers import WorkerRepository
 from jobstore.sql import MakeOperation, Operation, Row, Statement, Value
 
@@ -34,6 +41,7 @@ P = ParamSpec("P")
 
 MAX_POOL_SIZE = 1000
 """Each is a thread and some file handles."""
+MAX_BYTES = 2**50
 MAX_INLINE_LIMIT = 100_000_000
 """Bytes. SQLite takes no row above a thousand million, and rewrites each row whole."""
 
@@ -44,13 +52,17 @@ class JobStore:
     Args:
         url: The path of the database file, `sqlite:///abs/path.db` or `postgresql://user@host/database`; None reads
             `JOBSTORE_URL`.
-        migrate: Bring the schema up to date when opening. Meant for scripts and tests: in production,
-            migrations are run by hand.
+        migrate: Bring the schema up to date when opening, or adopt a database of the old system. Meant for scripts
+            and tests: in production, migrations are run by hand.
         outputs: Where large texts lie: a folder, by default `<database file>.outputs`, or a URL:
             `file:///shared/folder`, and with the extra `objects` `s3://bucket/prefix`, `gs://…` or `az://…`, for
             which credentials and endpoint come from the environment. On PostgreSQL there is no default.
         pool_size: How many connections read at the same time.
         inline_limit: Bytes up to which a text stays in its row; larger ones go to files.
+        max_output_bytes: Bytes that one answer may have. What passes it is refused, and what was streamed is kept.
+        min_free_bytes: Bytes of its disks that are kept for what is under way: with fewer, `enqueue`, `claim` and
+            `record` are refused, and reports on what runs are not. 0 keeps none. None is 64 MiB, or 2 % of a smaller
+            disk. Looked at once a second at most; on PostgreSQL, and in object storage, only what lies on this host.
         durability: "full": what an awaited call has written survives a power cut. "normal": it survives any
             end of the process, but a power cut may take the last commits.
         clock: The present time in milliseconds since the Unix epoch; replaced by tests.
@@ -71,6 +83,8 @@ class JobStore:
         outputs: str | os.PathLike[str] | None = None,
         pool_size: int = 4,
         inline_limit: int = jobs.INLINE_LIMIT,
+        max_output_bytes: int = MAX_OUTPUT_BYTES,
+        min_free_bytes: int | None = None,
         durability: Literal["full", "normal"] = "full",
         clock: Clock = system_clock,
     ) -> None:
@@ -83,11 +97,17 @@ class JobStore:
             raise InvalidArgument("durability", 'must be "full" or "normal"')
         check_range("pool_size", pool_size, 1, MAX_POOL_SIZE, InvalidArgument)
         check_range("inline_limit", inline_limit, 0, MAX_INLINE_LIMIT, InvalidArgument)
+        check_range("max_output_bytes", max_output_bytes, 1, MAX_BYTES, InvalidArgument)
+        if min_free_bytes is not None:
+            check_range("min_free_bytes", min_free_bytes, 0, MAX_BYTES, InvalidArgument)
         self._migrate = migrate
         place = outputs or self._database.outputs
         self._outputs = None if place is None else place_of(place)
         self._pool_size = pool_size
         self._inline_limit = inline_limit
+        self._max_output_bytes = max_output_bytes
+        folders = [self.path and self.path.parent, self._outputs if isinstance(self._outputs, Path) else None]
+        self._disk = DiskGuard([folder for folder in folders if folder is not None], min_free_bytes)
         self._durability: Literal["full", "normal"] = durability
         self._clock = clock
         self._open: _Open | None = None
@@ -119,6 +139,7 @@ class JobStore:
             DatabaseNotFound: There is no such file, or it is a folder.
             MigrationRequired: Migrations are pending; the message names the command to run.
             SchemaMismatch: The database was migrated by a newer version, or an applied step was changed.
+            DatabaseInUse: The file is being restored, reset or repaired, and still was after 30 s.
             DatabaseCorrupt: The file is not an SQLite database, or it is damaged.
             ReadOnlyDatabase: It cannot be written.
             OutputError: The outputs belong to another store, or cannot be reached.
@@ -129,10 +150,10 @@ class JobStore:
                 return self
             steps = await in_thread(self._database.load)
             if self._migrate:
-                await in_thread(lambda: self._database.migrator(self._clock).run())
+                await in_thread(lambda: self._database.migrator(self._clock, self._outputs).run())
             engine = self._database.engine(self._clock, self._pool_size, self._durability)
-            backend = Backend(engine, self._outputs, self._inline_limit)
-            await backend.open(lambda now: _check(now, self._database, steps))
+            backend = Backend(engine, self._outputs, self._inline_limit, self._max_output_bytes, self._disk)
+            await backend.open(partial(_check, database=self._database, steps=steps))  # which is kept: not with `self`
             self._open = _Open(backend, steps)
             return self
 
@@ -173,6 +194,16 @@ class JobStore:
     def workers(self) -> WorkerRepository:
         """The workers that live."""
         return self._opened().workers
+
+    @property
+    def retention(self) -> RetentionRepository:
+        """The policies by which what has grown old is removed."""
+        return self._opened().retention
+
+    @property
+    def tables(self) -> TableRepository:
+        """Whole tables, to be dumped and loaded."""
+        return self._opened().tables
 
     @property
     def sessions(self) -> SessionRepository:
@@ -262,14 +293,48 @@ class JobStore:
         Raises:
             OutputError: The outputs cannot be listed.
         """
-        backend = self._opened().backend
-        removed = 0
-        pages = backend.outputs.old_files()
-        # Listed before the database is asked, so a text named meanwhile is found there.
-        while paths := await in_thread(lambda: next(pages, None)):
-            named = await backend.read(jobs.file_paths_named, paths)
-            removed += await in_thread(backend.outputs.remove, [path for path in paths if path not in named])
-        return removed
+        return await maintenance.sweep(self._opened().backend)
+
+    async def maintain(self) -> list[str]:
+        """Do what is due to keep the store in shape, unless another process is at it; return what was done.
+
+        Workers call it by themselves, about once a minute; this is for workers of your own. It is due each hour to
+        apply the retention policies (`"retention"`) and to give space back when much is free (`"space"`), and each
+        day to sweep (`"sweep"`). It works in small rounds and pauses as long as each took. Cancelled, it goes on when
+        it is due again.
+
+        Raises:
+            DatabaseError: The database is unwell.
+            OutputError: The outputs cannot be listed.
+
+        Example:
+            >>> await store.maintain()
+            ['retention', 'sweep', 'space']
+        """
+        return await maintenance.maintain(self._opened().backend)
+
+    async def vacuum(self, *, secure: bool = False) -> Vacuumed:
+        """Give space back that holds nothing, beside anything, in steps of some milliseconds.
+
+        A file's free pages are cut off, and its write-ahead log is moved into it. On PostgreSQL the server vacuums
+        and analyzes each table.
+
+        Args:
+            secure: Raise unless nothing that was deleted is left in the file or its log. What a file system, an SSD
+                or a backup keeps is out of reach.
+
+        Returns:
+            What it took before and after.
+
+        Raises:
+            InvalidArgument: The file was made without auto_vacuum: `jobstore vacuum --full` writes it anew. Or
+                `secure` is asked of a database that cannot do it, such as PostgreSQL.
+            DatabaseError: With `secure`: readers kept the log.
+
+        Example:
+            >>> print((await store.vacuum()).after.total)
+        """
+        return await maintenance.vacuum(self._opened().backend, secure=secure)
 
     def _opened(self) -> _Open:
         if self._open is None:
@@ -286,6 +351,8 @@ class _Open:
         self.calls = CallRepository(backend)
         self.lanes = LaneRepository(backend)
         self.workers = WorkerRepository(backend)
+        self.retention = RetentionRepository(backend)
+        self.tables = TableRepository(backend)
         self.sessions = SessionRepository(backend)
         self.files = FileRepository(backend)
         self.cached_state = CachedStateRepository(backend)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sqlite3
-from typing import TYPE_CHECKING, Any, TypeVar
+import sys
+from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar
 
 import aiosqlite
 
@@ -21,12 +22,13 @@ T = TypeVar("T")
 async def drive(connection: Any, operation: Operation[T]) -> T:  # noqa: ANN401 - of several libraries
     """Run an operation in the transaction that is open on a connection of yours: your rows and the job commit together.
 
-    It neither begins nor ends the transaction. Workers hear of the commit as of any other. An operation that fails
-    takes back what it did, not your transaction: roll that back, or go on.
+    It ends no transaction, and begins one only where psycopg or SQLAlchemy would before the next statement. Workers
+    hear of the commit as of any other. An operation that fails takes back what it did, not your transaction: roll that
+    back, or go on.
 
     Args:
         connection: A psycopg `AsyncConnection`, a `sqlite3.Connection` or an `aiosqlite.Connection` on the store's
-            database, or SQLAlchemy's `AsyncConnection` on one of them. With `sqlite3` itself the call blocks.
+            database, or SQLAlchemy's `AsyncConnection` on psycopg or aiosqlite. With `sqlite3` itself the call blocks.
         operation: Made with the present time in milliseconds, as `jobstore.enqueue(now, …)` is.
 
     Raises:
@@ -44,13 +46,16 @@ async def drive(connection: Any, operation: Operation[T]) -> T:  # noqa: ANN401 
         _require(held.in_transaction)
         return _drive_sqlite(held, operation)
     if isinstance(held, aiosqlite.Connection):
+        if held is not connection and not held.in_transaction:
+            await _begin(held)
         _require(held.in_transaction)
         return await _drive_aiosqlite(held, operation)
-    if type(held).__module__.partition(".")[0] == "psycopg" and hasattr(held, "pipeline"):
+    if _is_psycopg(held):
         return await _drive_psycopg(held, operation)
     operation.close()
     kinds = "psycopg's AsyncConnection, a sqlite3 or aiosqlite connection, or SQLAlchemy's AsyncConnection"
-    raise InvalidArgument("connection", f"must be {kinds}, not {type(connection).__name__}")
+    kind = f"{type(held).__module__}.{type(held).__qualname__}"  # by its name alone, it might be one of them
+    raise InvalidArgument("connection", f"must be {kinds}, not {kind}")
 
 
 async def _unwrapped(connection: Any) -> Any:  # noqa: ANN401
@@ -59,6 +64,20 @@ async def _unwrapped(connection: Any) -> Any:  # noqa: ANN401
         return connection
     _require(connection.in_transaction())
     return (await connection.get_raw_connection()).driver_connection
+
+
+def _is_psycopg(connection: object) -> TypeGuard[psycopg.AsyncConnection[Any]]:
+    library = sys.modules.get("psycopg")  # loaded by whoever made a connection of it
+    return library is not None and isinstance(connection, library.AsyncConnection)
+
+
+async def _begin(connection: aiosqlite.Connection) -> None:
+    """Begin the transaction that SQLAlchemy has begun by its own account: SQLite hears of it at the first write."""
+    try:
+        await connection.execute("BEGIN IMMEDIATE")
+    except sqlite3.Error as error:
+        failure = sqlite_driver.failure_of(error)
+        raise failure from failure.__cause__
 
 
 def _require(in_transaction: bool) -> None:  # noqa: FBT001

@@ -108,6 +108,7 @@ CREATE TABLE background_jobs (
     metadata TEXT NOT NULL DEFAULT '{}' CHECK (json_valid(metadata)),
     prompt TEXT NOT NULL,
     response TEXT,
+    texts_pruned_at INTEGER,
     CHECK ((finished_at IS NOT NULL) = (status IN ('completed', 'failed', 'canceled'))),
     CHECK (status <> 'running' OR (attempt >= 1 AND started_at IS NOT NULL))
 ) STRICT;
@@ -259,4 +260,24 @@ CREATE TABLE workers (
     seen_at INTEGER NOT NULL,
     expires_at INTEGER NOT NULL,
     api_types TEXT NOT NULL DEFAULT '[]' CHECK (json_valid(api_types))
+) STRICT;
+
+-- By which old jobs, or their texts alone, are removed. '' stands for every type, [] for every status.
+CREATE TABLE retention_policies (
+    name TEXT NOT NULL PRIMARY KEY,
+    removes TEXT NOT NULL CHECK (removes IN ('jobs', 'texts')),
+    statuses TEXT NOT NULL CHECK (json_valid(statuses)),
+    task_type TEXT NOT NULL DEFAULT '',
+    api_type TEXT NOT NULL DEFAULT '',
+    older_than INTEGER CHECK (older_than >= 0),
+    keep INTEGER CHECK (keep >= 0),
+    updated_at INTEGER NOT NULL,
+    CHECK (older_than IS NOT NULL OR keep IS NOT NULL)
+) STRICT;
+
+-- Each task of the maintenance, who did it last, and when it is due again.
+CREATE TABLE maintenance (
+    task TEXT NOT NULL PRIMARY KEY,
+    holder TEXT NOT NULL,
+    due_at INTEGER NOT NULL
 ) STRICT;

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import signal
-from collections.abc import AsyncIterator, Iterator
+import subprocess
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -17,6 +21,23 @@ from tests import postgres
 signal.signal(signal.SIGINT, signal.default_int_handler)
 if hasattr(signal, "SIGHUP"):  # and `nohup` this one
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
+NOBODY = 65534
+
+_AS_NOBODY = f"""
+import os, sys
+import jobstore.health, jobstore.store
+from jobstore.migrate import load_steps
+if os.getuid() == 0:
+    os.setgroups([])
+    os.setgid({NOBODY})
+    os.setuid({NOBODY})
+try:
+    load_steps()
+except PermissionError:
+    sys.exit(77)
+"""
 
 
 @pytest.fixture(autouse=True)
@@ -57,6 +78,33 @@ def clock() -> FakeClock:
 @pytest.fixture
 def database(tmp_path: Path) -> Path:
     return tmp_path / "jobs.db"
+
+
+@pytest.fixture
+def public_folder() -> Iterator[Path]:
+    """A folder that every user can reach."""
+    with tempfile.TemporaryDirectory(prefix="jobstore-test-") as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        yield folder
+        folder.chmod(0o755)
+
+
+@pytest.fixture
+def run_as_nobody() -> Callable[[str, Path], str]:
+    """Run Python code as a user who may do nothing, `path` being its variable; return what it prints."""
+
+    def run(code: str, path: Path) -> str:
+        if os.name == "nt":
+            pytest.skip("Windows has no users to change to")
+        script = f"{_AS_NOBODY}\nfrom pathlib import Path\npath = Path({str(path)!r})\n{code}"
+        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
+        if done.returncode == 77:
+            pytest.skip("the package lies in a folder that other users cannot read")
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
+
+    return run
 
 
 @pytest.fixture

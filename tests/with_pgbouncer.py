@@ -1,4 +1,4 @@
-"""Runs the tests of the contract through pgbouncer in transaction mode.
+"""Runs the tests of the contract, all of tests/conformance, through pgbouncer in transaction mode.
 
 Run by hand, with pgbouncer installed (Debian's package will do): `python tests/with_pgbouncer.py [what pytest takes]`.
 """
@@ -16,6 +16,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
+
+import psycopg
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
@@ -49,7 +51,9 @@ def pgbouncer(server: str) -> Iterator[str]:
         process = subprocess.Popen(["pgbouncer", "--quiet", str(settings)], user=owner(folder))  # noqa: S607
         try:
             wait_for(port)
-            yield f"postgresql://postgres@127.0.0.1:{port}/postgres"
+            url = f"postgresql://postgres@127.0.0.1:{port}/postgres"
+            require_pooler(url)
+            yield url
         finally:
             process.terminate()
             process.wait()
@@ -74,6 +78,14 @@ def wait_for(port: int) -> None:
             return
         time.sleep(0.05)
     raise SystemExit("pgbouncer does not start")
+
+
+def require_pooler(url: str) -> None:
+    """Show that what follows is no run on the server itself."""
+    with psycopg.connect(url) as connection:
+        row = connection.execute("SELECT pg_backend_pid()").fetchone()
+        if row == (connection.info.backend_pid,):
+            raise SystemExit("the server is reached without pgbouncer")
 
 
 def main(arguments: list[str]) -> int:

@@ -14,6 +14,7 @@ import anyio
 
 from jobstore import (
     Claim,
+    ConnectionLost,
     DatabaseBusy,
     DatabaseError,
     DiskFailed,
@@ -24,7 +25,7 @@ from jobstore import (
     LeaseLost,
     PoolTimeout,
 )
-from jobstore.aio import finish, in_daemon_thread
+from jobstore.aio import finish, in_daemon_thread, is_being_cancelled
 from jobstore.workers.context import JobContext, SyncJobContext
 from jobstore.workers.handlers import Handler
 from jobstore.workers.hooks import AttemptEvent, Hooks, Moment
@@ -38,7 +39,9 @@ Interruption = Literal["canceled", "lost", "stopped", "timeout"]
 
 REPORT_TRIES = 5
 RETRY_SECONDS = 1.0
-"""Between tries when the database is busy or its disk full."""
+"""Between tries when the database is busy or away, or its disk full."""
+_UNANSWERED = object()
+"""What a handler has answered that was interrupted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +80,7 @@ class RunningAttempt:
         self._handler = handler
         self._ended: Callable[[RunningAttempt], None] | None = ended
         self._context = JobContext(terms.store, claim)
+        self._lease = contextlib.ExitStack()
         self._thread: SyncJobContext | None = None
         self._scope = anyio.CancelScope()
         self._interrupted_by: Interruption | None = None
@@ -85,17 +89,25 @@ class RunningAttempt:
         self._fencing: asyncio.Task[None] | None = None
         self._began = asyncio.get_running_loop().time()
 
+    def keep_lease(self) -> None:
+        """Keep the lease alive until the slot is free, also while the handlers of others block the event loop.
+
+        Raises:
+            StoreClosed: The store was closed.
+        """
+        kept = self._terms.store.jobs.lease_kept(
+            self.claim,
+            lease=self._terms.lease,
+            lost=partial(self.interrupt, "lost"),
+            cancel_requested=partial(self.interrupt, "canceled"),
+        )
+        self._lease.enter_context(kept)
+
     async def run(self) -> None:
         """Run the handler to its end and record it, whatever happens."""
         try:
-            with self._terms.store.jobs.lease_kept(
-                self.claim,
-                lease=self._terms.lease,
-                lost=partial(self.interrupt, "lost"),
-                cancel_requested=partial(self.interrupt, "canceled"),
-            ):
-                self._log(logging.INFO, "begins", event="begin")
-                await self._handle_and_record()
+            self._log(logging.INFO, "begins", event="begin")
+            await self._handle_and_record()
         finally:
             self._finish()
 
@@ -127,18 +139,20 @@ class RunningAttempt:
         timeout = self.claim.job.timeout or self._handler.timeout
         if timeout is not None:
             self._call_later(timeout, self.interrupt, "timeout")
-        answer: object = None
+        answer = _UNANSWERED
         try:
             with self._scope:
                 await self._tell("claim", self.claim.job)
-                answer = await self._call()
+                if self._interrupted_by is None:  # else it is not even begun: it would cost, for nothing
+                    answer = await self._call()
         except Outcome as outcome:
             wait = self._wait(outcome)
             record = partial(outcome.report, self._terms.store.jobs, self.claim, wait)
             return Report(record, "failure" if outcome.is_failure else None)
-        except Exception as error:  # noqa: BLE001 - whatever a handler raises is its job's outcome
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever a handler raises is its job's outcome
+            # Also `sys.exit()`: to end this process by it would let the job do so in the next one, over and over.
             return self._failed(error) if self._interrupted_by is None else self._interrupted()
-        if self._scope.cancelled_caught or (self._thread is not None and self._thread.saw_cancelled):
+        if answer is _UNANSWERED or (self._thread is not None and self._thread.saw_cancelled):
             return self._interrupted()
         return self._answered(answer)
 
@@ -148,8 +162,7 @@ class RunningAttempt:
         try:
             return await self._handler.function(self._context)
         except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if self._scope.cancel_called or task is None or task.cancelling():
+            if self._scope.cancel_called or is_being_cancelled():
                 raise
             # Something that the handler awaited was cancelled, not the handler: let through, it would look like
             # the end of the worker itself.
@@ -157,8 +170,6 @@ class RunningAttempt:
 
     async def _call_in_thread(self) -> object:
         self._thread = SyncJobContext(self._context)
-        if self._interrupted_by is not None:
-            self._thread.cancel()
         with anyio.CancelScope(shield=True):  # a thread is asked to end, and waited for
             return await in_daemon_thread(partial(self._handler.function, self._thread))
         raise AssertionError  # a scope that shields swallows nothing
@@ -174,7 +185,7 @@ class RunningAttempt:
         complete = partial(jobs.complete, claim, answer, usage=known.usage, metadata=known.metadata or None)
         return Report(complete, "complete")
 
-    def _failed(self, error: Exception) -> Report:
+    def _failed(self, error: BaseException) -> Report:
         jobs, where = self._terms.store.jobs, describe(_without_own_frames(error))
         return Report(partial(jobs.fail, self.claim, error, retry_in=self._wait(error), traceback=where), "failure")
 
@@ -301,7 +312,8 @@ class RunningAttempt:
         self._timers.append(asyncio.get_running_loop().call_later(seconds, function, *args))
 
     def _finish(self) -> None:
-        """Free the slot; the first time counts."""
+        """Free the slot, and let go of the lease, which a handler that goes on must not hold; the first time counts."""
+        self._lease.close()
         for timer in self._timers:
             timer.cancel()
         if self._ended is not None:
@@ -311,10 +323,10 @@ class RunningAttempt:
 
 def is_passing(error: DatabaseError) -> bool:
     """Whether trying again later may help."""
-    return isinstance(error, DatabaseBusy | DiskFailed | PoolTimeout)
+    return isinstance(error, ConnectionLost | DatabaseBusy | DiskFailed | PoolTimeout)
 
 
-def _without_own_frames(error: Exception) -> Exception:
+def _without_own_frames(error: BaseException) -> BaseException:
     """Leave out of a traceback how the worker called the handler."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None and trace.tb_frame.f_code.co_filename == __file__:

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import JsonValue
 
-from jobstore import Claim, Job, JobStore, UnknownPolicy, Usage
+from jobstore import Claim, Job, JobStore, LeaseLost, UnknownPolicy, Usage
 from jobstore.providers import Request
 from jobstore.providers.recording import ask
 from jobstore.repositories.answers import AttemptAnswer
@@ -56,6 +56,8 @@ class JobContext:
             LeaseLost: The attempt has ended: stop.
             DiskFull: There is no room for it.
         """
+        if self.answer.closed:
+            raise LeaseLost(self.claim.job_id, self.attempt)
         await self.answer.write(text)
 
     def stream(
@@ -106,7 +108,10 @@ class JobContext:
         await self.store.jobs.progress(self.claim, status_message=status_message, usage=usage, metadata=metadata)
 
     async def close(self) -> None:
-        """End the streams, and make durable what was streamed. The worker calls this when the handler has ended."""
+        """End the streams, make durable what was streamed, and take no more.
+
+        The worker calls this when the handler has ended.
+        """
         await self.answer.close()
 
 

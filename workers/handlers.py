@@ -36,5 +36,5 @@ class Handler:
             raise InvalidArgument("handler", f"must be a function, not {type(function).__name__}")
         if timeout is not None and not timeout > 0:
             raise InvalidArgument("timeout", "must be a number of seconds above 0")
-        called = function if inspect.isroutine(function) else getattr(function, "__call__", function)  # noqa: B004
-        return cls(function, timeout, retry, inspect.iscoroutinefunction(called))
+        call = getattr(function, "__call__", None)  # noqa: B004 - of an object whose class has an async one
+        return cls(function, timeout, retry, inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(call))

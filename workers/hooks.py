@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
+import anyio
+
 from jobstore import Job
+from jobstore.aio import is_being_cancelled
 
 logger = logging.getLogger(__name__)
 
 Moment = Literal["claim", "complete", "failure", "lease_lost"]
+
+PATIENCE = 10.0
+"""Seconds that an async hook may take: its job's place in the worker is taken meanwhile."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,12 +57,28 @@ class Hooks:
         return moment in self._hooks
 
     async def tell(self, moment: Moment, event: AttemptEvent) -> None:
-        """Call the functions. One that raises harms neither the others nor the job."""
+        """Call the functions. One that raises, or takes too long, harms neither the others nor the job."""
         for hook in self._hooks.get(moment, ()):
             try:
-                answer = hook(event)
-                if inspect.isawaitable(answer):
-                    await answer
+                await _call(hook, event)
+            except asyncio.CancelledError:
+                if is_being_cancelled():
+                    raise
+                _log_failure(hook, "something that it awaited was cancelled")
             except Exception as error:  # noqa: BLE001 - it is the user's, and the job's outcome counts
                 # Without its message or traceback, which could show the user's text.
-                logger.error("the hook %s failed: %s", getattr(hook, "__name__", hook), type(error).__name__)  # noqa: TRY400
+                _log_failure(hook, type(error).__name__)
+
+
+async def _call(hook: Hook, event: AttemptEvent) -> None:
+    answer = hook(event)
+    if not inspect.isawaitable(answer):
+        return
+    with anyio.move_on_after(PATIENCE) as scope:
+        await answer
+    if scope.cancelled_caught:
+        _log_failure(hook, f"it took more than {PATIENCE} s")
+
+
+def _log_failure(hook: Hook, why: str) -> None:
+    logger.error("the hook %s failed: %s", getattr(hook, "__name__", type(hook).__name__), why)

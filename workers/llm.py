@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
 
-from jobstore import InvalidArgument, UnknownPolicy
+from jobstore import InvalidArgument, InvalidJob, UnknownPolicy
 from jobstore.providers import Category, ProviderError, adapter_of
 from jobstore.providers.recording import check_policy
 from jobstore.workers.context import JobContext
@@ -44,6 +44,8 @@ class LLMHandler:
         try:
             async for _ in job.stream(self.client, on_unknown=self._policy(job), **self.defaults):
                 pass
+        except InvalidJob:  # of the answer, which cannot be stored
+            raise
         except InvalidArgument as error:  # nothing was sent
             raise Fail(str(error), error_type="invalid_request") from None
         except ProviderError as error:

@@ -20,7 +20,7 @@ from opentelemetry import metrics, trace
 from opentelemetry.metrics import CallbackOptions, MeterProvider, Observation
 from opentelemetry.trace import Span, SpanKind, StatusCode, Tracer, TracerProvider
 
-from jobstore import Job, JobStoreError, Lane
+from jobstore import Job, JobStoreError, Lane, StoreClosed
 from jobstore.aio import in_thread
 from jobstore.version import VERSION
 from jobstore.workers.context import JobContext, SyncJobContext
@@ -166,9 +166,14 @@ class _Lanes:
         self._asked = -KEEP_SECONDS
 
     def now(self) -> list[Lane]:
-        """Return how they stand, or have stood a moment ago; asked by the event loop itself, what is known."""
+        """Return how they stand, or have stood a moment ago; asked by the event loop itself, what is known.
+
+        While the worker does not run, nothing is.
+        """
         loop = self._worker.event_loop
-        if loop is None or _is_own_loop(loop):  # to wait for it here, or for one who does, would be to wait for ever
+        if loop is None:
+            return []
+        if _is_own_loop(loop):  # to wait for it here, or for one who does, would be to wait for ever
             return self._known
         with self._lock:
             if time.monotonic() - self._asked >= KEEP_SECONDS:
@@ -177,7 +182,10 @@ class _Lanes:
             return self._known
 
     def _ask(self, loop: asyncio.AbstractEventLoop) -> list[Lane]:
-        asking = self._worker.store.lanes.list()
+        try:
+            asking = self._worker.store.lanes.list()
+        except StoreClosed:
+            return []
         try:
             future = asyncio.run_coroutine_threadsafe(asking, loop)
         except RuntimeError:  # it has just ended

@@ -16,12 +16,13 @@ from typing import Any, TypeVar
 import anyio
 
 from jobstore import Claim, DatabaseError, InvalidArgument, Job, JobStore, JobStoreError, UnknownPolicy
-from jobstore.aio import finish
+from jobstore.aio import finish, together
 from jobstore.version import VERSION
 from jobstore.workers.attempt import RETRY_SECONDS, RunningAttempt, Terms, is_passing
 from jobstore.workers.handlers import AsyncHandler, Handler, SyncHandler
 from jobstore.workers.hooks import Hook, Hooks
 from jobstore.workers.llm import LLMHandler
+from jobstore.workers.maintenance import looked_after
 from jobstore.workers.retries import Retries, exponential, policy_of
 from jobstore.workers.signals import heed_signals
 
@@ -43,6 +44,8 @@ class Worker:
         version: Of your code, as `jobstore workers` shows it; by default the version of jobstore.
         cancel_grace: Seconds that a handler has to end once it is cancelled. After that its outcome is recorded
             without it, its slot is free, and what it does later is refused.
+        maintenance: Seconds between looks whether it is time to look after the store, see `JobStore.maintain`; one
+            worker does at a time. A look is one small read. None leaves it to others.
 
     Example:
         >>> worker = Worker(store, concurrency=16, lease=30.0)
@@ -64,6 +67,7 @@ class Worker:
         version: str | None = None,
         retry: Retries | None = None,
         cancel_grace: float = 5.0,
+        maintenance: float | None = 60.0,
     ) -> None:
         if not isinstance(store, JobStore):
             raise InvalidArgument("store", f"must be an open JobStore, not {type(store).__name__}")
@@ -73,6 +77,8 @@ class Worker:
             raise InvalidArgument("lease", "must be a number of seconds above 0")
         if not cancel_grace >= 0:
             raise InvalidArgument("cancel_grace", "must be a number of seconds, 0 or more")
+        if maintenance is not None and not maintenance > 0:
+            raise InvalidArgument("maintenance", "must be a number of seconds above 0, or None")
         Worker._count += 1
         self.id = worker_id or f"{socket.gethostname()}:{os.getpid()}:{Worker._count}"
         self.version = VERSION if version is None else version
@@ -80,6 +86,7 @@ class Worker:
         self.concurrency = concurrency
         self.lease = lease
         self.cancel_grace = cancel_grace
+        self._maintenance = maintenance
         self._retry = policy_of(retry, exponential())
         self._hooks = Hooks()
         self._handlers: dict[str, Handler] = {}
@@ -90,6 +97,7 @@ class Worker:
         self._running: dict[tuple[str, int], RunningAttempt] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._failure: BaseException | None = None
+        self._unwell: type[DatabaseError] | None = None  # why it could not claim the last time
         self._stopping = self._at_once = self._was_signalled = False
         self._nudge = anyio.Event()
 
@@ -212,7 +220,8 @@ class Worker:
     def on_claim(self, hook: K) -> K:
         """Call a function with an `AttemptEvent` before the handler of each attempt.
 
-        Hooks are async or not; what is not must not block. One that raises is logged and harms nothing.
+        Hooks are async or not; what is not must not block. One that raises is logged and harms nothing; so does one
+        that is not done after 10 s, when it is cancelled.
 
         Example:
             >>> @worker.on_failure
@@ -255,21 +264,24 @@ class Worker:
             grace: Seconds; what has not ended by then becomes idle again, and the attempt does not count.
 
         Raises:
-            InvalidArgument: There is no handler.
+            InvalidArgument: There is no handler, or it runs already.
             DatabaseError: The database failed for good. What ran is released if that is possible.
+            StoreClosed: The store was closed meanwhile.
         """
         if not self._handlers and not self._api_handlers:
             raise InvalidArgument("handles", "there is no handler: register one with @worker.handles(task_type)")
+        if self._loop is not None:
+            raise InvalidArgument("run", "this worker runs already: make another one, or raise its concurrency")
         self._loop = asyncio.get_running_loop()
         try:
             with heed_signals(self._heed):
-                async with self._registered():
+                async with self._registered(), looked_after(self.store, self._maintenance):
                     await self._work(drain=drain, grace=grace)
         finally:
-            self._loop = None
+            failure = self._failure
+            self._loop = self._failure = None
             self._stopping = self._at_once = self._was_signalled = False
-        if self._failure is not None:
-            failure, self._failure = self._failure, None
+        if failure is not None:
             raise failure
 
     def _registered(self) -> contextlib.AbstractAsyncContextManager[None]:
@@ -305,7 +317,7 @@ class Worker:
             if claims is None:  # it could not be asked
                 continue
             if self._was_stopped():
-                await self._give_back(claims)
+                await finish(self._give_back(claims))
                 return
             for claim in claims:
                 self._start(RunningAttempt(terms, claim, self._handler_of(claim.job), self._ended))
@@ -317,6 +329,7 @@ class Worker:
 
     def _start(self, attempt: RunningAttempt) -> None:
         """Run an attempt in a task of its own, which may outlive its slot if its handler does not end."""
+        attempt.keep_lease()  # at once: the first of the handlers may block the event loop before the others begin
         self._running[attempt.claim.job_id, attempt.claim.attempt] = attempt
         task = asyncio.get_running_loop().create_task(attempt.run())
         self._tasks.add(task)
@@ -335,14 +348,20 @@ class Worker:
     async def _claim(self, limit: int) -> list[Claim] | None:
         """Claim, or, when the database is unwell for the moment, wait a little and return None."""
         try:
-            return await self._ask(limit)
+            claims = await self._ask(limit)
         except DatabaseError as error:
             if not is_passing(error):
                 raise
-            logger.warning("worker %s cannot claim, trying again: %s", self.id, error)
+            if type(error) is not self._unwell:  # said once for each kind of trouble
+                self._unwell = type(error)
+                logger.warning("worker %s cannot claim, trying again: %s", self.id, error)
             with anyio.move_on_after(RETRY_SECONDS):
                 await self._nudge.wait()
             return None
+        if self._unwell is not None:
+            self._unwell = None
+            logger.info("worker %s can claim again", self.id)
+        return claims
 
     async def _ask(self, limit: int) -> list[Claim]:
         """Claim for task types and for APIs, in turns which comes first, as neither is to wait for ever."""
@@ -364,9 +383,8 @@ class Worker:
 
     async def _give_back(self, claims: list[Claim]) -> None:
         """Release jobs that were claimed while the order to stop came."""
-        for claim in claims:
-            with contextlib.suppress(JobStoreError):  # their leases will end
-                await self.store.jobs.release(claim)
+        with contextlib.suppress(JobStoreError):  # their leases will end
+            await together([self.store.jobs.release(claim) for claim in claims])
 
     async def _sleep(self, token: int) -> None:
         """Wait for new work, the end of a running job, or the order to stop."""
@@ -375,10 +393,11 @@ class Worker:
             async def wake() -> None:
                 try:
                     await self.store.jobs.wake(since=token)
-                except DatabaseError as error:
-                    if not is_passing(error):
-                        raise
-                    await anyio.sleep(RETRY_SECONDS)
+                except JobStoreError as error:
+                    if isinstance(error, DatabaseError) and is_passing(error):
+                        await anyio.sleep(RETRY_SECONDS)
+                    else:  # raised here, it would come in a group
+                        self._failure = self._failure or error
                 waiting.cancel_scope.cancel()
 
             waiting.start_soon(wake)
@@ -388,7 +407,7 @@ class Worker:
     async def _wait_for_running(self, grace: float) -> None:
         """Wait until all running jobs have ended, or the grace is over."""
         with anyio.move_on_after(grace):
-            while self._running and not self._at_once:
+            while self._running and not self._at_once and self._failure is None:
                 self._nudge = anyio.Event()
                 await self._nudge.wait()
 

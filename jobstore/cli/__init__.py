@@ -1,4 +1,4 @@
-"""The `jobstore` command: migrate, enqueue and look at jobs, and run workers."""
+"""The `jobstore` command: migrate, enqueue and look at jobs, run workers, keep copies."""
 
 from __future__ import annotations
 

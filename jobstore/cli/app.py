@@ -8,14 +8,19 @@ import typer
 
 from jobstore.cli import (
     changing,
+    checking,
+    dumping,
     enqueueing,
     explaining,
     following,
+    keeping,
     listing,
     migrating,
     pausing,
     promoting,
+    pruning,
     showing,
+    vacuuming,
     workers,
     working,
 )
@@ -53,6 +58,7 @@ def _options(
 
 
 app.command("migrate")(reported(migrating.migrate))
+app.command("check")(reported(checking.check))
 app.command("enqueue", no_args_is_help=True)(reported(enqueueing.enqueue))
 app.command("list")(reported(listing.list_jobs))
 app.command("show", no_args_is_help=True)(reported(showing.show))
@@ -61,10 +67,18 @@ app.command("tail", no_args_is_help=True)(reported(following.tail))
 app.command("cancel", no_args_is_help=True)(reported(changing.cancel))
 app.command("retry", no_args_is_help=True)(reported(changing.retry))
 app.command("clear", no_args_is_help=True)(reported(changing.clear))
+app.command("prune")(reported(pruning.prune))
+app.command("retention")(reported(pruning.retention))
+app.command("vacuum")(reported(vacuuming.vacuum))
+app.command("dump", no_args_is_help=True)(reported(dumping.dump))
+app.command("load", no_args_is_help=True)(reported(dumping.load))
 app.command("lanes")(reported(pausing.lanes))
 app.command("pause")(reported(pausing.pause))
 app.command("resume")(reported(pausing.resume))
 app.command("workers")(reported(workers.workers))
 app.command("stats")(reported(listing.stats))
+app.command("backup")(reported(keeping.backup))
+app.command("restore", no_args_is_help=True)(reported(keeping.restore))
+app.command("reset")(reported(keeping.reset))
 app.command("promote", no_args_is_help=True)(reported(promoting.promote))
 app.command("work", no_args_is_help=True)(reported(working.work))

@@ -18,6 +18,7 @@ from jobstore.cli.options import (
     Db,
     Everything,
     JobIds,
+    OlderThan,
     Session,
     Status,
     TaskType,
@@ -104,13 +105,16 @@ def clear(
     api_type: ApiType = None,
     created_after: CreatedAfter = None,
     created_before: CreatedBefore = None,
+    older_than: OlderThan = None,
     everything: Everything = False,
     db: Db = "",
     as_json: AsJson = False,
 ) -> None:
-    """Hide jobs from lists: those named, or all that the options tell. Nothing is deleted.
+    """Hide jobs from lists: those named, all that the options tell, or those that have ended so long ago.
 
-    `jobstore clear --status completed --created-before -7d`
+    Nothing is deleted.
+
+    `jobstore clear --older-than 7d`
     """
     filters = _filters(status, session, task_type, api_type, created_after, created_before, everything)
 
@@ -119,8 +123,12 @@ def clear(
         return await store.jobs.get(job_id)
 
     async def change_many(store: JobStore) -> int:
+        if older_than is not None:
+            return await store.jobs.clear(older_than=older_than)
         return await store.jobs.clear_all(**filters)
 
+    if older_than is not None and (ids or any(filters.values())):
+        raise typer.BadParameter("give neither ids nor other options with it", param_hint="'--older-than'")
     if _are_named(ids, filters):
         _change_each(ids or [], change, lambda _: "hidden", db, as_json=as_json)
     else:

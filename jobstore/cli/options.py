@@ -119,6 +119,15 @@ CreatedAfter = Annotated[
 CreatedBefore = Annotated[
     datetime | None, typer.Option("--created-before", metavar="WHEN", parser=read_moment, help="The same.")
 ]
+OlderThan = Annotated[
+    float | None,
+    typer.Option(
+        metavar="DURATION",
+        parser=read_duration,
+        show_default=False,
+        help="Only jobs that have ended so long ago: 90s, 15m, 2h, 30d.",
+    ),
+]
 Everything = Annotated[
     bool, typer.Option("--everything", help="Instead of ids and options that choose jobs: all that there are.")
 ]

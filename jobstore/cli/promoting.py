@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from types import TracebackType
-from typing import Annotated, Self
+from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
-from rich.progress import Progress as Bars
 
 from jobstore import InvalidArgument
 from jobstore.cli.options import AsJson
+from jobstore.cli.progress import ProgressScreen
 from jobstore.cli.screen import note, say, size_of, write_json, write_table
-from jobstore.promotion import Progress, Promotion
+from jobstore.promotion import Promotion
 from jobstore.promotion import promote as promote_store
 
 _OPTIONS = {
@@ -53,7 +50,7 @@ def promote(
     run it again: it goes on where it ended. At the end all of both is read and compared; only then can the target be
     opened. Run again after that, it only compares.
     """
-    with _Screen() as screen:
+    with ProgressScreen() as screen:
         try:
             done = asyncio.run(
                 promote_store(
@@ -85,37 +82,3 @@ def _show(done: Promotion) -> None:
     state = "now holds all" if done.changed else "already held all"
     texts = f"{done.files:,} large texts, {size_of(done.bytes)}"
     say(f"{done.target} {state} that {done.source} holds: every row and {texts}, read back and compared")
-
-
-class _Screen:
-    """Shows how far it has come: as a bar for each stage, or as a line for each that ended where nobody looks on."""
-
-    def __init__(self) -> None:
-        console = Console(stderr=True, highlight=False)
-        self._bars: Bars | None = None
-        if console.is_terminal:
-            columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-            self._bars = Bars(*columns, console=console)
-        self._stages: dict[str, TaskID] = {}
-
-    def __enter__(self) -> Self:
-        if self._bars is not None:
-            self._bars.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._bars is not None:
-            self._bars.stop()
-
-    def show(self, progress: Progress) -> None:
-        """Show how far a stage has come."""
-        stage, done, total = progress
-        if self._bars is None:
-            if done == total and total:
-                note(f"{stage}: {total:,} done")
-            return
-        if stage not in self._stages:
-            self._stages[stage] = self._bars.add_task(stage, total=total)
-        self._bars.update(self._stages[stage], completed=done)

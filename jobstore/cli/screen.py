@@ -47,6 +47,14 @@ def say(line: str) -> None:
     _write(f"{visible(line)}\n")
 
 
+def write_styled(mark: Text, line: str) -> None:
+    """Write a line behind a mark that has a colour where a terminal shows it."""
+    if is_terminal():
+        _console().print(Text.assemble(mark, visible(line)), soft_wrap=True)
+    else:
+        say(f"{mark.plain}{line}")
+
+
 def write_exactly(text: str) -> None:
     """Write a text of a user: exactly, unless a terminal shows it."""
     if is_terminal():

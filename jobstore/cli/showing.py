@@ -10,7 +10,7 @@ from typing import Annotated, Any, cast
 
 import typer
 
-from jobstore import ApiCall, Attempt, Job, JobStore, JobStoreError
+from jobstore import ApiCall, Attempt, Job, JobStore, JobStoreError, TextsPruned
 from jobstore.aio import in_thread
 from jobstore.cli import stores
 from jobstore.cli.calls import show_calls
@@ -137,6 +137,8 @@ def _show(job_id: str, db: str, outputs: str | None) -> None:
 async def _preview_prompt(store: JobStore, job: Job) -> Preview:
     try:
         return _cut(await store.jobs.read_prompt(job.id))
+    except TextsPruned:  # which the facts tell
+        return Preview("")
     except JobStoreError as error:
         return Preview("", error=str(error))
 
@@ -151,6 +153,8 @@ async def _preview_response(store: JobStore, job: Job) -> Preview:
                 text += part
                 if len(text) > PREVIEW_CHARACTERS:
                     break
+    except TextsPruned:
+        return Preview("")
     except JobStoreError as error:
         return Preview("", error=str(error))
     return _cut(text)
@@ -187,6 +191,7 @@ def _facts(job: Job) -> list[tuple[str, Cell]]:
         ("usage", _usage(job)),
         ("metadata", json.dumps(job.metadata, ensure_ascii=False) if job.metadata else ""),
         ("hidden", "yes" if job.cleared else ""),
+        ("texts", f"pruned at {local(job.texts_pruned_at)}" if job.texts_pruned_at else ""),
     ]
     return [(name, value) for name, value in facts if value]
 

@@ -11,7 +11,9 @@ from jobstore import InvalidArgument, JobStore
 
 T = TypeVar("T")
 
-_ENDING = re.compile(r"[0-9a-f-]{6,35}")
+_ENDING = re.compile(r"[0-9a-f-]{6,36}")
+"""Up to a whole UUID, which ids of other makes may end in."""
+_FIND = "SELECT id FROM background_jobs WHERE"
 
 
 def run(db: str, action: Callable[[JobStore], Awaitable[T]], outputs: str | None = None) -> T:
@@ -30,10 +32,11 @@ async def find(store: JobStore, typed: str) -> str:
     Raises:
         InvalidArgument: Several do.
     """
-    if not _ENDING.fullmatch(typed):
+    parameters = {"typed": typed}
+    if not _ENDING.fullmatch(typed) or await store.execute(f"{_FIND} id = :typed", parameters):
         return typed
-    rows = await store.execute("SELECT id FROM background_jobs WHERE id LIKE '%' || :typed LIMIT 3", {"typed": typed})
+    rows = await store.execute(f"{_FIND} id LIKE '%' || :typed LIMIT 2", parameters)
     ids = [row["id"] for row in rows]
-    if len(ids) > 1 and typed not in ids:
+    if len(ids) > 1:
         raise InvalidArgument("ID", f"several jobs end in {typed}: give more of it")
     return ids[0] if len(ids) == 1 else typed

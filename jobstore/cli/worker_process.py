@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import typer
 
-from jobstore import JobStore, UnknownPolicy
+from jobstore import JobStore, JobStoreError, UnknownPolicy
 from jobstore.cli import logs, provider_targets, work_targets
 from jobstore.workers import Worker
 from jobstore.workers.signals import heed_hangup
@@ -107,8 +107,12 @@ def run(settings: Settings) -> None:
             logger.info("worker %s has stopped", worker.id, extra={"event": "stopped", **about})
 
     async def work_and_leave() -> None:
-        await work()
-        await _leave_behind_what_does_not_end()
+        try:
+            await work()
+        except JobStoreError as error:
+            await _leave_behind_what_does_not_end(1, f" after this: {error}")
+            raise
+        await _leave_behind_what_does_not_end(0)
 
     asyncio.run(work_and_leave())
 
@@ -120,15 +124,17 @@ def _find(settings: Settings) -> tuple[JobStore, work_targets.MakeWorker]:
     return work_targets.load(settings.target, settings.named_database, settings.database, settings.outputs)
 
 
-async def _leave_behind_what_does_not_end() -> None:
-    """End this process without handlers that take no cancellation: their jobs are recorded, and a loop would wait."""
+async def _leave_behind_what_does_not_end(code: int, why: str = "") -> None:
+    """End this process without handlers that take no cancellation, if there are any: a loop would wait for them."""
     left = asyncio.all_tasks() - {asyncio.current_task()}
     for task in left:
         task.cancel()
     if left and (await asyncio.wait(left, timeout=LEAVE_SECONDS))[1]:
-        logger.warning("some handlers do not end though they were cancelled: the process ends without them")
+        logger.warning("some handlers do not end though they were cancelled: the process ends without them%s", why)
         logging.shutdown()
-        os._exit(0)
+        with contextlib.suppress(OSError):  # nobody reads it any more
+            sys.stdout.flush()
+        os._exit(code)
 
 
 async def _serve_metrics(stack: AsyncExitStack, worker: Worker, port: int) -> None:

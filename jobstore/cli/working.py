@@ -41,8 +41,15 @@ OnUnknown = Annotated[
     ),
 ]
 Processes = Annotated[
-    int,
-    typer.Option("--processes", metavar="N", min=1, max=1000, help="How many processes run the worker, each its own."),
+    int | None,
+    typer.Option(
+        "--processes",
+        metavar="N",
+        min=1,
+        max=1000,
+        show_default=False,
+        help="Run the worker in so many processes, and start again those that crash; else it runs in this one.",
+    ),
 ]
 Concurrency = Annotated[
     int | None,
@@ -86,7 +93,7 @@ def work(
     *,
     providers: Providers = None,
     on_unknown: OnUnknown = "retry",
-    processes: Processes = 1,
+    processes: Processes = None,
     concurrency: Concurrency = None,
     drain: Drain = False,
     grace: Grace = 10.0,
@@ -112,11 +119,11 @@ def work(
     Once it is told to stop it claims no more, and waits for running jobs as long as `--grace` says; what runs longer
     is given back. A second signal ends the waiting.
 
-    With `--processes`, one that crashes is started again, after a pause that grows. When one crashes five times in a
-    row, all end with exit code 1.
+    With `--processes`, also of one, a process that crashes is started again, after a pause that grows. When one
+    crashes five times in a row, all end with exit code 1.
     """
     logs.configure(log_level, log_format)
-    worker_process.check_metrics(metrics_port, processes)
+    worker_process.check_metrics(metrics_port, processes or 1)
     if (target is None) == (not providers):
         raise typer.BadParameter("give either MODULE or --providers", param_hint=HINT)
     settings = Settings(
@@ -134,8 +141,8 @@ def work(
         metrics_port=metrics_port,
         supervised=supervised,
     )
-    if processes > 1 or reload:
-        _supervise(settings, processes, reload=reload)
+    if processes or reload:
+        _supervise(settings, processes or 1, reload=reload)
     else:
         worker_process.run(settings)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Protocol, TypeVar
 
@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict
 
 from jobstore.engines.signal import Signal
 from jobstore.errors import ConnectionLost, DiskFailed, DiskFull
+from jobstore.overviews import Space
 from jobstore.sql import Dialect, MakeOperation, is_guarded
 
 logger = logging.getLogger(__name__)
@@ -199,6 +200,29 @@ class Engine(Protocol):
 
     async def wait(self, signal: Signal, since: int, timeout: float | None) -> int:
         """Wait until a signal's count differs from `since` or `timeout` seconds pass; return its count."""
+
+    async def space(self) -> Space:
+        """Return what the database takes."""
+
+    def overwriting(self) -> AbstractAsyncContextManager[None]:
+        """Overwrite meanwhile what is deleted.
+
+        Raises:
+            InvalidArgument: The database cannot do that.
+        """
+
+    def vacuum(self, tables: Sequence[str], *, spare: int, secure: bool) -> AsyncGenerator[None, None]:
+        """Give space back that holds nothing, beside anything, in steps that hold nobody up for long.
+
+        Args:
+            tables: Those of the store, for a database that vacuums each by itself.
+            spare: End when no more than so many bytes are free.
+            secure: Raise unless nothing that was deleted is left in the database.
+
+        Raises:
+            InvalidArgument: The database cannot do that, now or ever.
+            DatabaseError: It failed. What was given back stays so.
+        """
 
     def stats(self) -> StoreStats:
         """Return the figures of now."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Sequence
 from typing import Any, Literal, TypeVar
 from weakref import WeakSet
 
@@ -16,16 +16,20 @@ from uuid_utils import uuid7
 from jobstore.aio import finish
 from jobstore.clock import Clock, system_clock
 from jobstore.engines import postgres_driver as driver
+from jobstore.engines import postgres_space
 from jobstore.engines.base import PoolStats, Request, Snapshot, StoreStats, wake_stats
 from jobstore.engines.group_commit import GroupCommit
-from jobstore.engines.postgres_driver import TransactionFailed, translate
+from jobstore.engines.postgres_driver import TransactionFailed
+from jobstore.engines.postgres_errors import translate
 from jobstore.engines.postgres_listener import Listener
 from jobstore.engines.postgres_pipeline import Bound, Connection
+from jobstore.engines.postgres_schema import SchemaGuard
 from jobstore.engines.postgres_server import Server
 from jobstore.engines.postgres_writer import BATCH_LOCK_TIMEOUT, RowLocked, Writer
 from jobstore.engines.signal import Signal
 from jobstore.errors import ConnectionLost, DatabaseBusy, DatabaseError, PoolTimeout, SchemaMismatch, StoreClosed
-from jobstore.sql import MakeOperation, Operation, fetch_one
+from jobstore.overviews import Space
+from jobstore.sql import MakeOperation, Operation, fetch_all
 
 T = TypeVar("T")
 Durability = Literal["full", "normal"]
@@ -88,10 +92,9 @@ class PostgresEngine:
         self._durability = durability
         self._pool_size = pool_size
         self._channel = ""
-        self._listener = Listener(
-            self._server, str(uuid7()), self.changes.notify, self._heard_of_work, lambda: self.read(_next_transaction)
-        )
+        self._listener = Listener(self._server, str(uuid7()), self.changes.notify, self._heard_of_work, self._look)
         self._patience = PATIENCE
+        self._guard = SchemaGuard()
         self._writer = self._new_writer(BATCH_LOCK_TIMEOUT)
         self._queue = GroupCommit(self._commit, self._committed, PATIENCE, lambda request: request.guarded)
         self._readers: psycopg_pool.AsyncConnectionPool[Connection] | None = None
@@ -118,7 +121,7 @@ class PostgresEngine:
             connection, _ = await self._server.connect()
             try:  # its own `async with` would not close it for a cancelled caller
                 await self._find_channel(connection)
-                await driver.read(connection, check(self.clock()))
+                await self._guard.open(connection, check, self.clock())
             finally:
                 await connection.close()
             await self._writer.forget_gone()
@@ -263,6 +266,31 @@ class PostgresEngine:
         """Wait until a signal's count differs from `since` or `timeout` seconds pass; return its count."""
         return signal.wait(since, timeout)
 
+    def space(self) -> Coroutine[Any, Any, Space]:
+        """Return what the tables of the schema take, with their indexes."""
+        return self.read(postgres_space.space)
+
+    def overwriting(self) -> contextlib.AbstractAsyncContextManager[None]:
+        """Refuse: the server keeps what was deleted until it is vacuumed, and does not overwrite it.
+
+        Raises:
+            InvalidArgument: Always.
+        """
+        raise postgres_space.cannot_overwrite()
+
+    async def vacuum(self, tables: Sequence[str], *, spare: int, secure: bool) -> AsyncGenerator[None, None]:  # noqa: ARG002
+        """Let the server vacuum and analyze each table, as it does by itself now and then.
+
+        Raises:
+            InvalidArgument: `secure` is asked for.
+            DatabaseError: It failed.
+        """
+        if secure:
+            raise postgres_space.cannot_overwrite()
+        async with contextlib.aclosing(postgres_space.vacuum(self._server, tables)) as steps:
+            async for _ in steps:
+                yield
+
     def stats(self) -> StoreStats:
         """Return the figures of now."""
         pool = {} if self._readers is None else self._readers.get_stats()
@@ -280,7 +308,9 @@ class PostgresEngine:
         )
 
     def _new_writer(self, lock_timeout: float) -> Writer:
-        return Writer(self._server, self.clock, self._durability, lock_timeout, self._patience, self._notice)
+        return Writer(
+            self._server, self.clock, self._durability, lock_timeout, self._patience, self._notice, self._guard
+        )
 
     def _notice(self, wakes: bool) -> Bound:  # noqa: FBT001 - called by the writer
         return self._listener.notice(self._channel, wakes=wakes)
@@ -357,6 +387,14 @@ class PostgresEngine:
         finally:
             await writer.close()
 
+    async def _look(self) -> str:
+        """Return what differs once anyone has written anything, and compare the clocks: this host's may be set anew."""
+        before = self._server.host_clock()
+        number, server_time = await self.read(_next_transaction)
+        facts = self._writer.facts
+        self._writer.facts = facts._replace(offset=self._server.offset(before, server_time, facts.offset))
+        return number
+
     def _heard_of_work(self) -> None:
         self._foreign += 1
         self._notify(wakes=True)
@@ -386,10 +424,13 @@ class _Snapshot:
         return value
 
 
-def _next_transaction(_now: int) -> Operation[str]:
-    """Return the number of the next transaction that writes, on the whole server."""
-    row = yield from fetch_one("SELECT pg_snapshot_xmax(pg_current_snapshot())::text AS number")
-    return "" if row is None else row["number"]
+def _next_transaction(_now: int) -> Operation[tuple[str, int]]:
+    """Return the number of the next transaction that writes, on the whole server, and the server's time."""
+    [row] = yield from fetch_all(
+        "SELECT pg_snapshot_xmax(pg_current_snapshot())::text AS number,"
+        " (extract(epoch FROM clock_timestamp()) * 1000)::bigint AS now"
+    )
+    return row["number"], row["now"]
 
 
 def _hand_over(done: asyncio.Task[T], future: asyncio.Future[T]) -> None:

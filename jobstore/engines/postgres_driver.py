@@ -11,27 +11,16 @@ from functools import lru_cache
 from typing import Any, Literal, TypeVar
 
 import psycopg
-from psycopg import AsyncConnection, AsyncRawCursor, errors
+from psycopg import AsyncConnection, AsyncRawCursor
 from psycopg.abc import AdaptContext
 from psycopg.rows import DictRow, dict_row
 from psycopg.types.numeric import Int8Dumper
 from psycopg.types.string import TextLoader
 
 from jobstore.engines.base import Request
+from jobstore.engines.postgres_errors import is_locked, is_passing, translate
 from jobstore.engines.postgres_pipeline import TOKEN, Bound, Connection, Query, Result, bind, run_together, to_query
-from jobstore.errors import (
-    ConnectionLost,
-    ConstraintFailed,
-    ConstraintKind,
-    DatabaseBusy,
-    DatabaseCorrupt,
-    DatabaseError,
-    DiskFailed,
-    DiskFull,
-    InvalidArgument,
-    ReadOnlyDatabase,
-    StatementFailed,
-)
+from jobstore.errors import InvalidArgument, StatementFailed
 from jobstore.sql import Dialect, Operation, Row, Statement
 
 T = TypeVar("T")
@@ -40,10 +29,11 @@ Cursor = AsyncRawCursor[DictRow]
 
 DIALECT = Dialect(
     lock_rows="FOR UPDATE SKIP LOCKED",
-    share_rows="FOR SHARE",
     lateral=True,
     writes_in_with=True,
     holds_nul=False,
+    column_types="SELECT column_name AS name, data_type AS type FROM information_schema.columns"
+    " WHERE table_schema = current_schema() AND table_name = :table ORDER BY ordinal_position",
 )
 
 CHANNEL = "'jobstore:' || current_schema()"
@@ -107,7 +97,11 @@ async def pipeline(connection: Connection) -> AsyncIterator[None]:
 
 
 async def drive_in_turns(
-    connection: Connection, requests: Sequence[Request], now: int, prelude: Sequence[Bound]
+    connection: Connection,
+    requests: Sequence[Request],
+    now: int,
+    prelude: Sequence[Bound],
+    begun: Callable[[Sequence[Result]], None],
 ) -> bool:
     """Drive operations through a pipeline, the first statement of each in one round trip, then the second of each.
 
@@ -118,6 +112,7 @@ async def drive_in_turns(
         requests: Guarded ones.
         now: The present time in milliseconds.
         prelude: Begins the transaction.
+        begun: Told what the prelude has read; raises if the transaction cannot go on.
 
     Returns:
         Whether any row was changed.
@@ -137,6 +132,8 @@ async def drive_in_turns(
             raise TransactionFailed(error) from None
         except (InvalidArgument, StatementFailed, ValueError, OverflowError) as error:
             raise MustBeAlone from error  # alone, it is told what it did wrong
+        if first:
+            begun(results[: len(first)])
         answers = iter(results[len(first) :])
         for drive, statements in zip(running, sent, strict=True):
             drive.results = list(itertools.islice(answers, len(statements)))
@@ -182,7 +179,7 @@ async def read(connection: Connection, operation: Operation[T]) -> T:
         TransactionFailed: The connection is lost.
     """
     try:
-        await connection.execute(SNAPSHOT)
+        await connection.execute(SNAPSHOT + connection.reading)
         value, _ = await drive_alone(connection, operation)
     except psycopg.Error as error:
         raise TransactionFailed(error) from None
@@ -200,7 +197,7 @@ async def snapshot(connection: Connection) -> AsyncIterator[None]:
     """
     try:
         try:
-            await connection.execute(SNAPSHOT, prepare=False)
+            await connection.execute(SNAPSHOT + connection.reading, prepare=False)
             await connection.execute("SET LOCAL idle_in_transaction_session_timeout = 0", prepare=False)
         except psycopg.Error as error:
             raise translate(error) from None
@@ -216,6 +213,8 @@ async def drive_for(connection: AsyncConnection[Any], operation: Operation[T]) -
         DatabaseError: A statement failed that the operation did not expect, or the connection was lost.
     """
     try:
+        if connection.info.transaction_status == psycopg.pq.TransactionStatus.IDLE:
+            await connection.execute("SELECT 1")  # begins it, as psycopg does; else the next line would, and commit it
         async with connection.transaction():
             value = await _drive_statements(connection, operation)
             await connection.execute(f"SELECT pg_notify({CHANNEL}, ':work')")
@@ -386,16 +385,6 @@ def _ends_transaction(connection: Connection, error: psycopg.Error) -> bool:
     return connection.closed or is_passing(error) or is_locked(error)
 
 
-def is_passing(error: psycopg.Error) -> bool:
-    """Whether a transaction that failed so succeeds when it is tried again."""
-    return isinstance(error, errors.SerializationFailure | errors.DeadlockDetected)
-
-
-def is_locked(error: psycopg.Error) -> bool:
-    """Whether a row was locked by someone else for too long."""
-    return isinstance(error, errors.LockNotAvailable)
-
-
 @lru_cache(maxsize=2048)
 def permitted(sql: str) -> Query:
     """Return an operation's statement as PostgreSQL takes it.
@@ -423,54 +412,6 @@ def statements(script: str) -> list[str]:
         ['SELECT', 'COMMIT']
     """
     return [" ".join(part.split()) for part in TOKEN.sub(" ", script).split(";")]
-
-
-def translate(error: psycopg.Error) -> DatabaseError:
-    """Return the error of this package that says what one of psycopg means.
-
-    Its cause is psycopg's, without the details, in which the server quotes rows.
-    """
-    meaning = _meaning(error)
-    meaning.__cause__ = None if _quotes_text(error) else type(error)(error.diag.message_primary or "")
-    return meaning
-
-
-_CONSTRAINTS: dict[str, ConstraintKind] = {
-    "23502": "not_null",
-    "23503": "foreign_key",
-    "23505": "unique",
-    "23514": "check",
-}
-_MEANINGS: dict[str, Callable[[str], DatabaseError]] = {
-    "25006": lambda _: ReadOnlyDatabase("the database takes no writes: connect to the primary server"),
-    "40001": lambda _: DatabaseBusy(0.0),
-    "40P01": lambda _: DatabaseBusy(0.0),
-    "55P03": lambda _: DatabaseBusy(0.0),
-    "53100": lambda _: DiskFull("the server's disk is full: nothing was written; free some space and try again"),
-    "58030": lambda text: DiskFailed(f"the server's disk failed ({text}): nothing of this was acknowledged"),
-    "XX001": lambda text: DatabaseCorrupt(f"the database is damaged ({text}): restore a backup"),
-    "XX002": lambda text: DatabaseCorrupt(f"an index is damaged ({text}): rebuild it with REINDEX"),
-}
-
-
-def _meaning(error: psycopg.Error) -> DatabaseError:
-    state, text = error.sqlstate or "", error.diag.message_primary or ""
-    if state.startswith("23"):
-        return ConstraintFailed(text, _CONSTRAINTS.get(state, "other"))
-    if state in _MEANINGS:
-        return _MEANINGS[state](text)
-    if state == "57014":
-        return StatementFailed("the statement took longer than the server's statement_timeout allows")
-    if isinstance(error, psycopg.OperationalError | psycopg.InterfaceError) and not state.startswith(("22", "42")):
-        return ConnectionLost(f"the connection to the server was lost ({type(error).__name__}): it is made anew")
-    if _quotes_text(error):
-        return StatementFailed(f"a value cannot be stored or compared here: {type(error).__name__}")
-    return StatementFailed(text or str(error))
-
-
-def _quotes_text(error: psycopg.Error) -> bool:
-    """Whether an error quotes a value that is nobody else's to read: data exceptions do, the server's and psycopg's."""
-    return (error.sqlstate or "").startswith("22") or (error.sqlstate is None and isinstance(error, psycopg.DataError))
 
 
 def configure(context: AdaptContext) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 import psycopg
 from psycopg import sql
 
-from jobstore.engines.postgres_driver import translate
+from jobstore.engines.postgres_errors import translate
 from jobstore.engines.postgres_pipeline import Bound, Connection, bind, to_query
 from jobstore.engines.postgres_server import Server
 from jobstore.errors import DatabaseError, JobStoreError
@@ -23,7 +23,7 @@ POLL_POOLED = 0.25
 """Seconds between looks behind a pooler, through which no notification comes."""
 RETRY_SECONDS = 1.0
 
-_NOTIFY = to_query("SELECT pg_notify(:channel, :payload)")
+_NOTIFY = to_query("SELECT pg_notify(:channel, :payload) WHERE pg_current_xact_id_if_assigned() IS NOT NULL")
 
 
 class Listener:
@@ -76,7 +76,10 @@ class Listener:
             await self._connection.close()
 
     def notice(self, channel: str, *, wakes: bool) -> Bound:
-        """Return the statement that tells the other processes of a commit; the server sends equal ones once."""
+        """Return the statement that tells the other processes of a commit that changed anything.
+
+        The server sends equal ones once.
+        """
         return bind(_NOTIFY, {"channel": channel, "payload": f"{self._sender}:{'work' if wakes else 'change'}"})
 
     async def _poll(self, seconds: float, seen: str) -> None:

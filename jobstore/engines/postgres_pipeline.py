@@ -102,11 +102,13 @@ class Connection(AsyncConnection[DictRow]):
 
     Attributes:
         prepares: Whether it may: behind a pooler, the next transaction's session would know nothing of it.
+        reading: What is said with the BEGIN of a transaction that reads: behind a pooler, nothing is set for longer.
     """
 
     def __init__(self, *args: Any, **options: Any) -> None:  # noqa: ANN401 - psycopg's own
         super().__init__(*args, **options)
         self.prepares = True
+        self.reading = ""
         self.prepared: dict[tuple[str, tuple[int, ...]], _Prepared] = {}
 
     @classmethod

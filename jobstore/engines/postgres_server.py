@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import random
+import re
 import time
 from typing import Any, NamedTuple, TypeVar
 
 import psycopg
 import psycopg_pool
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
-from psycopg.rows import RowFactory, dict_row
+from psycopg.rows import RowFactory, dict_row, scalar_row
 
 from jobstore.clock import Clock
-from jobstore.engines.postgres_driver import configure, translate
+from jobstore.engines.postgres_driver import configure
+from jobstore.engines.postgres_errors import translate
 from jobstore.engines.postgres_pipeline import Connection
+from jobstore.engines.postgres_schema import TAKE_SHARE
 from jobstore.errors import ConnectionLost, DatabaseError, DatabaseNotFound, InvalidArgument, SchemaMismatch
 
 R = TypeVar("R")
@@ -33,7 +36,7 @@ IDLE_TIMEOUT = 60.0
 """Seconds after which the server ends a session that says nothing in mid-transaction: its host has vanished, and
 others wait for the rows that it has locked."""
 TRUSTED_SKEW = 250
-"""Milliseconds. A smaller offset is what networks and schedulers make of a clock that is right."""
+"""Milliseconds. A smaller difference is what networks and schedulers make of a clock that is right."""
 
 _DEFAULTS: dict[str, str | int | None] = {
     "application_name": "jobstore",
@@ -45,8 +48,11 @@ _DEFAULTS: dict[str, str | int | None] = {
 }
 
 
-# Nothing but `run_together` prepares statements.
-_OPTIONS: dict[str, Any] = {"autocommit": True, "row_factory": dict_row, "prepare_threshold": None}
+# Nothing but `run_together` prepares statements: behind a pooler, the next transaction's session knows nothing of them.
+_OPTIONS: dict[str, Any] = {"autocommit": True, "prepare_threshold": None}
+
+_SEARCH_PATH = re.compile(r"(?:-c\s*|--)search[_-]path=((?:\\.|[^\s\\])*)", re.IGNORECASE)
+"""In `options`, which the server takes as if from a command line."""
 
 
 class Facts(NamedTuple):
@@ -72,7 +78,7 @@ class Server:
 
     def __init__(self, url: str, name: str, host_clock: Clock) -> None:
         self.name = name
-        self._host_clock = host_clock
+        self.host_clock = host_clock
         self._conninfo = _read(url, name)
 
     async def connect(self) -> tuple[Connection, Facts]:
@@ -109,7 +115,10 @@ class Server:
             raise connection
         try:
             self._refuse_if_old(connection.info.server_version)
-        except SchemaMismatch:
+            cursor = connection.cursor(row_factory=scalar_row)
+            [search_path] = cursor.execute("SELECT current_setting('search_path')").fetchall()
+            self._refuse_if_elsewhere(connection.info.options, search_path)
+        except BaseException:
             connection.close()
             raise
         return connection
@@ -139,13 +148,16 @@ class Server:
 
         async def prepare(connection: Connection) -> None:
             configure(connection)
-            if not pooled:  # a pooler would give the session, and what is set in it, to others
+            connection.prepares = not pooled
+            if pooled:  # which would give the session, and what is set in it, to others
+                connection.reading = f"; SET LOCAL statement_timeout = {round(STATEMENT_TIMEOUT * 1000)}"
+            else:
                 await connection.execute(f"SET statement_timeout = {round(STATEMENT_TIMEOUT * 1000)}")
 
         return psycopg_pool.AsyncConnectionPool(
             self._conninfo,
             connection_class=Connection,
-            kwargs=_OPTIONS,
+            kwargs={**_OPTIONS, "row_factory": dict_row},
             min_size=0,
             max_size=size,
             timeout=timeout,
@@ -157,32 +169,50 @@ class Server:
 
     async def _reach(self) -> Connection | DatabaseNotFound:
         try:
-            return await Connection.connect(self._conninfo, **_OPTIONS)
+            return await Connection.connect(self._conninfo, **_OPTIONS, row_factory=dict_row)
         except psycopg.Error as error:
             return self._unreachable(error)
 
     def _reach_blocking(self, row_factory: RowFactory[R]) -> psycopg.Connection[R] | DatabaseNotFound:
         try:
-            return psycopg.Connection.connect(self._conninfo, autocommit=True, row_factory=row_factory)
+            return psycopg.Connection.connect(self._conninfo, **_OPTIONS, row_factory=row_factory)
         except psycopg.Error as error:
             return self._unreachable(error)
 
     async def _look(self, connection: Connection) -> Facts:
         self._refuse_if_old(connection.info.server_version)
-        before = self._host_clock()
+        before = self.host_clock()
         cursor = await connection.execute(
-            "SELECT pg_backend_pid() AS pid, (extract(epoch FROM clock_timestamp()) * 1000)::bigint AS now"
+            "SELECT pg_backend_pid() AS pid, (extract(epoch FROM clock_timestamp()) * 1000)::bigint AS now,"
+            " current_setting('search_path') AS search_path"
         )
         [row] = await cursor.fetchall()
-        after = self._host_clock()
-        offset = row["now"] - (before + after) // 2
-        trusted = abs(offset) <= max(TRUSTED_SKEW, after - before)
+        offset = self.offset(before, row["now"])
+        self._refuse_if_elsewhere(connection.info.options, row["search_path"])
         # A pooler tells its own number for the session, not the server's.
-        return Facts(pooled=row["pid"] != connection.info.backend_pid, offset=0 if trusted else offset)
+        return Facts(pooled=row["pid"] != connection.info.backend_pid, offset=offset)
+
+    def offset(self, before: int, server_time: int, known: int = 0) -> int:
+        """Return how far the server's clock is ahead that has told its time since `before` of this host's.
+
+        What is known already stands unless it is clearly wrong: time had better not go back and forth.
+        """
+        after = self.host_clock()
+        offset = server_time - (before + after) // 2
+        return known if abs(offset - known) <= max(TRUSTED_SKEW, after - before) else offset
 
     def _refuse_if_old(self, version: int) -> None:
         if version < MINIMUM_SERVER:
             raise SchemaMismatch(f"{self.name} runs PostgreSQL {version // 10000}: {MINIMUM_SERVER // 10000} is needed")
+
+    def _refuse_if_elsewhere(self, options: str, search_path: str) -> None:
+        """Refuse a session that has another search_path than the one that was asked for: it is another store."""
+        asked = _SEARCH_PATH.findall(options)
+        if asked and re.sub(r"\\(.)", r"\1", asked[-1]) != search_path:
+            raise SchemaMismatch(
+                f"{self.name} has the search_path {search_path}, not the one of its options: a pooler in between keeps "
+                "them to itself; leave them out, and set it for the user with ALTER ROLE … SET search_path"
+            )
 
     def _unreachable(self, error: psycopg.Error) -> DatabaseNotFound:
         lines = [line for line in str(error).splitlines() if line.strip() and not line.startswith("\t")]  # advice
@@ -197,14 +227,14 @@ class Server:
 def settings(*, durability: str, lock_timeout: float, lock: int) -> str:
     """Return the statement that sets what holds for the present transaction alone: so it serves behind a pooler.
 
-    It takes the advisory lock `lock` as well.
+    It takes the advisory lock `lock` as well, and tries for a share of the schema's.
     """
     commit = "on" if durability == "full" else "off"
     return (
         f"SELECT set_config('lock_timeout', '{round(lock_timeout * 1000)}', true), "
         f"set_config('statement_timeout', '{round(STATEMENT_TIMEOUT * 1000)}', true), "
         f"set_config('idle_in_transaction_session_timeout', '{round(IDLE_TIMEOUT * 1000)}', true), "
-        f"set_config('synchronous_commit', '{commit}', true), pg_advisory_xact_lock({lock})"
+        f"set_config('synchronous_commit', '{commit}', true), pg_advisory_xact_lock({lock}), {TAKE_SHARE}"
     )
 
 

@@ -15,8 +15,10 @@ from uuid_utils import uuid7
 from jobstore.clock import Clock
 from jobstore.engines import postgres_driver as driver
 from jobstore.engines.base import Request
-from jobstore.engines.postgres_driver import MustBeAlone, TransactionFailed, roll_back, translate
-from jobstore.engines.postgres_pipeline import Bound, Connection, Query, bind, run_together, to_query
+from jobstore.engines.postgres_driver import MustBeAlone, TransactionFailed, roll_back
+from jobstore.engines.postgres_errors import is_locked, is_passing, translate
+from jobstore.engines.postgres_pipeline import Bound, Connection, Query, Result, bind, run_together, to_query
+from jobstore.engines.postgres_schema import COUNT_STEPS, SchemaGuard, SchemaInMotion, SchemaMoved
 from jobstore.engines.postgres_server import Facts, Server, settings
 from jobstore.errors import ConnectionLost, DatabaseBusy, DatabaseCorrupt, DiskFailed, ReadOnlyDatabase
 
@@ -30,9 +32,11 @@ FORGET_AFTER = 7 * 24 * 3600 * 1000
 """Milliseconds after which the mark of a writer that has gone is removed."""
 
 _MARK = to_query("""
-    INSERT INTO store_writers (writer_id, batch, seen_at) VALUES (:writer_id, :batch, :now)
+    INSERT INTO store_writers (writer_id, batch, seen_at)
+    SELECT :writer_id, :batch, :now WHERE pg_current_xact_id_if_assigned() IS NOT NULL
     ON CONFLICT (writer_id) DO UPDATE SET batch = excluded.batch, seen_at = excluded.seen_at
 """)
+"""The server knows best whether a transaction has changed anything: also what a function did that a query called."""
 _BEGIN = Bound(Query(driver.READ_COMMITTED, planned=False), [])
 _COMMIT = Bound(Query("COMMIT", planned=False), [])
 _OTHER_HOLDERS = """
@@ -51,7 +55,10 @@ class Writer:
     """The connection that transactions are committed on, made anew whenever it is lost.
 
     Each transaction that changes anything also changes the writer's own row in `store_writers`. When the answer to a
-    COMMIT is lost, that row tells whether it happened. Each transaction holds the writer's own advisory lock from its
+    COMMIT is lost, that row tells whether it happened. `pg_xact_status` would not do: after a crash, the server gives
+    the number of a transaction that never reached its log to another one, and tells of that (seen: "committed" for one
+    that was lost). And the row is written on the way to the COMMIT, while a number is of use only once it has come
+    back: one more round trip for each batch. Each transaction holds the writer's own advisory lock from its
     beginning, which shows whether the server is still at one whose connection was lost: it is waited for, or ended if
     it waits for us.
 
@@ -63,6 +70,7 @@ class Writer:
         patience: Seconds for which a caller waits for a lost server, and a transaction that lost against others is
             tried again.
         notice: The statement that tells other processes of a commit, by whether it may have made work.
+        guard: Knows the schema that the operations were written for.
     """
 
     def __init__(
@@ -73,15 +81,17 @@ class Writer:
         lock_timeout: float,
         patience: float,
         notice: Callable[[bool], Bound],
+        guard: SchemaGuard,
     ) -> None:
         self.facts = Facts(pooled=False, offset=0)
         self._server = server
         self._clock = clock
         self._lock = random.getrandbits(63)
         self._settings = settings(durability=durability, lock_timeout=lock_timeout, lock=self._lock)
-        self._prelude = [_BEGIN, bind(to_query(self._settings), {})]
+        self._prelude = [_BEGIN, bind(to_query(self._settings), {}), COUNT_STEPS]
         self._patience = patience
         self._notice = notice
+        self._guard = guard
         self._connection: Connection | None = None
         self._id = str(uuid7())
         self._batch = 0
@@ -127,7 +137,7 @@ class Writer:
 
         async def drive(connection: Connection) -> bool:
             now = self._clock()
-            return await driver.drive_in_turns(connection, requests, now, self._prelude)
+            return await driver.drive_in_turns(connection, requests, now, self._prelude, self._look)
 
         try:
             return await self._commit(drive, until, wakes=any(request.wakes for request in requests))
@@ -138,6 +148,10 @@ class Writer:
         except MustBeAlone:
             pass
         return await self._commit_one_by_one(requests)
+
+    def _look(self, begun: Sequence[Result]) -> None:
+        _, share, count = begun
+        self._guard.look(share.rows[0], count.rows[0])
 
     async def _commit_one_by_one(self, requests: Sequence[Request]) -> bool:
         changed = False
@@ -170,11 +184,13 @@ class Writer:
             try:
                 async with driver.pipeline(connection):
                     await connection.execute(begin)
-                    await connection.execute(self._settings)
+                    share = await connection.execute(self._settings)
+                    count = await connection.execute(COUNT_STEPS.query.text)
+                self._guard.look(*await share.fetchall(), *await count.fetchall())
             except psycopg.Error as error:  # such as a lock that the lost connection's session still holds
                 raise TransactionFailed(error) from None
             request.value, changed = await driver.drive_alone(connection, request.make_operation(now, *request.args))
-            return changed
+            return changed or not request.guarded  # a user's own query may have called a function that writes
 
         started = time.monotonic()
         while True:
@@ -182,9 +198,9 @@ class Writer:
                 return await self._commit(drive, request.since + self._patience, wakes=request.wakes)
             except TransactionFailed as failure:
                 waited = time.monotonic() - started
-                if driver.is_locked(failure.error):
+                if is_locked(failure.error):
                     raise RowLocked from None
-                if not driver.is_passing(failure.error) or waited >= self._patience:
+                if not is_passing(failure.error) or waited >= self._patience:
                     request.error = _final(failure.error, waited)
                     return False
             except (ConnectionLost, asyncio.CancelledError):
@@ -197,44 +213,67 @@ class Writer:
     async def _commit(self, drive: Callable[[Connection], Awaitable[bool]], until: float, *, wakes: bool) -> bool:
         """Begin, drive and commit a transaction; return whether it changed rows. A lost server is sought `until` then.
 
+        What drives it tells whether it may have changed anything.
+
         Raises:
             TransactionFailed: It was undone.
             ConnectionLost: The server could not be reached again.
+            DatabaseBusy: Somebody is at the schema `until` then.
+            MigrationRequired: The schema was changed since the store was opened.
+            SchemaMismatch: It was changed by a newer version.
         """
-        for _ in range(MAX_LOST):
+        lost, began = 0, time.monotonic()
+        while lost < MAX_LOST:
             connection = await self._connected(until)
             self._batch += 1
             try:
-                changed = await drive(connection)
+                tells = await drive(connection)
+            except SchemaInMotion:
+                await roll_back(connection)
+                if time.monotonic() >= until:
+                    raise DatabaseBusy(time.monotonic() - began) from None
+                await asyncio.sleep(LOOK_SECONDS)
+                continue
+            except SchemaMoved as moved:
+                await roll_back(connection)
+                await self._guard.accept(connection, moved, self._clock())
+                continue
             except BaseException as error:
                 await roll_back(connection)
                 if isinstance(error, asyncio.CancelledError):
                     raise
                 if connection.closed or await self._was_in_its_own_way(connection, error):
+                    lost += 1
                     continue  # nothing of it was committed
                 raise
-            if await self._end(connection, changed=changed, wakes=wakes):
+            changed = await self._end(connection, tells=tells, wakes=wakes)
+            if changed is not None:
                 return changed
+            lost += 1
         raise ConnectionLost(f"the connection to {self._server.name} was lost {MAX_LOST} times: nothing was written")
 
-    async def _end(self, connection: Connection, *, changed: bool, wakes: bool) -> bool:
-        """Commit; return whether it happened."""
+    async def _end(self, connection: Connection, *, tells: bool, wakes: bool) -> bool | None:
+        """Commit, and tell others of what was changed; return whether that was anything. None: nothing was committed.
+
+        Not of what the server alone counts as a change: rows that were locked, for a rescue that then passed over
+        them. Idle workers would wake each other without end.
+        """
         try:
-            marks = [bind(_MARK, self._mark()), self._notice(wakes)] if changed else []
-            await run_together(connection, [*marks, _COMMIT])
+            notices = [self._notice(wakes)] if tells else []
+            mark, *_ = await run_together(connection, [bind(_MARK, self._mark()), *notices, _COMMIT])
         except psycopg.Error as error:
             await roll_back(connection)  # which shows whether it still lives: a server that ends it says so first
             if connection.closed:
-                return changed and await self._has_committed()
+                return tells if await self._has_committed() else None
             raise TransactionFailed(error) from None
         except BaseException:  # it is not known how much of it the server was sent
             await connection.close()
             raise
-        return True
+        return tells and mark.rowcount > 0
 
     async def _was_in_its_own_way(self, connection: Connection, error: BaseException) -> bool:
         """Whether a transaction failed for a lost one that has begun since; if so, that one is over now."""
-        if not isinstance(error, TransactionFailed) or not driver.is_locked(error.error):
+        if not isinstance(error, TransactionFailed) or not is_locked(error.error):
             return False
         try:
             if not await self._is_held(connection):
@@ -251,12 +290,19 @@ class Writer:
             ConnectionLost: The server could not be reached again, so nobody can tell.
         """
         for _ in range(MAX_LOST):
-            connection = await self._connected(time.monotonic() + self._patience)
+            try:
+                connection = await self._connected(time.monotonic() + self._patience)
+            except ConnectionLost as error:
+                raise self._unknown(error.waited) from error
             try:
                 return await self._read_mark(connection) >= self._batch
             except psycopg.Error:
                 await connection.close()
-        raise ConnectionLost("whether it was written is not known: look before you do it again")
+        raise self._unknown(0.0)
+
+    def _unknown(self, waited: float) -> ConnectionLost:
+        ended = f"{self._server.name} was lost at the end of a write"
+        return ConnectionLost(f"{ended}: whether it was written is not known, look before you do it again", waited)
 
     async def _read_mark(self, connection: Connection) -> int:
         """Return the last transaction of this writer that was committed."""
@@ -320,4 +366,4 @@ class Writer:
 
 
 def _final(error: psycopg.Error, waited: float) -> Exception:
-    return DatabaseBusy(waited) if driver.is_passing(error) else translate(error)
+    return DatabaseBusy(waited) if is_passing(error) else translate(error)

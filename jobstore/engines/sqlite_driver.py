@@ -25,16 +25,16 @@ from jobstore.errors import (
     ReadOnlyDatabase,
     StatementFailed,
 )
-from jobstore.sql import Dialect, Operation, Row, Statement
+from jobstore.sql import Dialect, MakeOperation, Operation, Row, Statement
 
 T = TypeVar("T")
 
 DIALECT = Dialect(
     lock_rows="",  # one writer at a time: there is nobody to pass over
-    share_rows="",
     lateral=False,
     writes_in_with=False,
     holds_nul=True,
+    column_types="SELECT name, type FROM pragma_table_info(:table) ORDER BY cid",
 )
 
 MAX_BATCH_SECONDS = 0.05
@@ -85,6 +85,9 @@ class Transactions:
     """
 
     def __init__(self, clock: Callable[[], int], deadline: float) -> None:
+        self.check: MakeOperation[[], None] | None = None
+        """Reads the schema, and refuses one that is not what the operations were written for."""
+        self._schema_version = -1
         self._clock = clock
         self._deadline = deadline
         self._data_version = 0
@@ -96,12 +99,15 @@ class Transactions:
 
         Raises:
             DatabaseBusy: The write lock could not be had.
+            MigrationRequired: The schema was changed since the store was opened.
+            SchemaMismatch: It was changed by a newer version.
             DatabaseError: The disk failed. Nothing was written.
         """
         before = connection.total_changes
         self._be_polite()
         begin(connection, self._deadline)
         try:
+            self._check_schema(connection)
             self._look(connection)
             driven = self._drive_all(connection, batch)
             connection.execute("COMMIT")
@@ -125,6 +131,14 @@ class Transactions:
         """Return whether another connection has committed since this, or a batch, last told of it."""
         self._look(connection)
         return self._take_foreign()
+
+    def _check_schema(self, connection: sqlite3.Connection) -> None:
+        """Let nothing be written by the rules of another schema: of tables, or of steps, each of which changes it."""
+        (version,) = connection.execute("PRAGMA schema_version").fetchone()
+        if version != self._schema_version:
+            if self.check is not None:
+                drive(connection, self.check(self._clock()))
+            self._schema_version = version
 
     def _look(self, connection: sqlite3.Connection) -> None:
         (version,) = connection.execute("PRAGMA data_version").fetchone()
@@ -166,6 +180,7 @@ class Transactions:
         for request in batch:
             try:
                 begin(connection, max(0.0, end - time.monotonic()))
+                self._check_schema(connection)
                 self._drive_in_savepoint(connection, request)
                 connection.execute("COMMIT")
             except (RolledBack, sqlite3.Error, DatabaseError) as reason:

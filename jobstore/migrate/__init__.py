@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from jobstore.migrate.sqlite import Migrator
+from jobstore.migrate.adoption import Adoption, recognise
+from jobstore.migrate.sqlite import RECORDS, Migrator
 from jobstore.migrate.steps import (
     POSTGRES_STEPS,
     SQLITE_STEPS,
@@ -12,11 +13,14 @@ from jobstore.migrate.steps import (
     check_applied,
     load_steps,
     pending_steps,
+    split_statements,
 )
 
 __all__ = [
     "POSTGRES_STEPS",
+    "RECORDS",
     "SQLITE_STEPS",
+    "Adoption",
     "Migrator",
     "Result",
     "Status",
@@ -24,4 +28,6 @@ __all__ = [
     "check_applied",
     "load_steps",
     "pending_steps",
+    "recognise",
+    "split_statements",
 ]

@@ -1,9 +1,8 @@
-"""What a migration does with files: make a new database, look into one, copy one before it is changed."""
+"""What a migration does with files: look into a database, copy one before it is changed."""
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import sqlite3
 from collections.abc import Callable
@@ -13,28 +12,12 @@ from typing import TypeVar
 from urllib.parse import quote
 
 from jobstore.engines.sqlite_driver import translate
-from jobstore.errors import DatabaseError, DiskFailed, DiskFull, ReadOnlyDatabase
+from jobstore.files import create_private, sync_folder
 
 T = TypeVar("T")
 
-
-def create_private(path: Path) -> bool:
-    """Create an empty file that only its owner can read, unless there is one; SQLite's own files inherit that.
-
-    Returns:
-        Whether it was created.
-
-    Raises:
-        ReadOnlyDatabase: The folder cannot be written.
-        DatabaseError: It cannot be created for another reason.
-    """
-    try:
-        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
-    except FileExistsError:
-        return False
-    except OSError as error:
-        raise _cannot_create(path, error) from error
-    return True
+COPIED_PAGES = 2048
+"""Between two reports on a copy: 8 MiB of the usual pages."""
 
 
 def look(path: Path, read: Callable[[sqlite3.Connection], T]) -> T:
@@ -50,7 +33,7 @@ def look(path: Path, read: Callable[[sqlite3.Connection], T]) -> T:
         with contextlib.suppress(sqlite3.Error):
             return _look(path, "mode=ro&immutable=1", read)
     try:
-        return _look(path, "mode=ro", read)
+        return _look_ordinarily(path, read)
     except sqlite3.Error as error:
         raise translate(error) from error
 
@@ -63,14 +46,39 @@ def back_up(path: Path) -> Path:
     """
     target = _new_backup(path)
     try:
-        _look(path, "mode=ro", lambda source: _copy(source, target))
-        _sync_folder(target.parent)
-    except BaseException as error:
+        copy_database(path, target)
+        sync_folder(target.parent)
+    except BaseException:
         target.unlink()
-        if isinstance(error, sqlite3.Error):
-            raise translate(error) from error
         raise
     return target
+
+
+def copy_database(source: Path, target: Path, tell: Callable[[int, int], None] = lambda _done, _total: None) -> None:
+    """Copy what is committed in a database, as of one moment, into an empty file; others may go on writing.
+
+    Args:
+        source: The database.
+        target: Where to; `create_private` makes it.
+        tell: Called with the pages that were copied, and with all there are.
+
+    Raises:
+        DatabaseError: One of them cannot be read, or the other not be written.
+    """
+    try:
+        _look(source, "mode=ro", lambda connection: copy_into(connection, target, tell))
+    except sqlite3.Error as error:
+        raise translate(error) from error
+
+
+def _look_ordinarily(path: Path, read: Callable[[sqlite3.Connection], T]) -> T:
+    try:
+        return _look(path, "mode=ro", read)
+    except sqlite3.Error as error:
+        # Someone was killed while writing. Nobody can read before that is undone, as any opening of it does.
+        if getattr(error, "sqlite_errorname", None) != "SQLITE_READONLY_ROLLBACK":
+            raise
+    return _look(path, "mode=rw", read)
 
 
 def _look(path: Path, options: str, read: Callable[[sqlite3.Connection], T]) -> T:
@@ -79,33 +87,20 @@ def _look(path: Path, options: str, read: Callable[[sqlite3.Connection], T]) -> 
         return read(connection)
 
 
-def _copy(source: sqlite3.Connection, target: Path) -> None:
+def copy_into(
+    source: sqlite3.Connection, target: Path, tell: Callable[[int, int], None] = lambda _done, _total: None
+) -> None:
+    """Copy what a connection reads, as of one moment, into an empty file."""
+    source.execute("BEGIN")  # a snapshot for all steps: without it, another's write would start the copy anew
+    source.execute("SELECT 1 FROM sqlite_schema").fetchone()
     with contextlib.closing(sqlite3.connect(target)) as copy:
-        source.backup(copy)  # in one step: between several, another's write would start it anew
+        source.backup(copy, pages=COPIED_PAGES, progress=lambda _, left, total: tell(total - left, total))
 
 
 def _new_backup(path: Path) -> Path:
     """Create an empty file of a name that says when."""
     moment = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
-    name, number = f"{path.name}.backup-{moment}", 0
+    name, number = f"{path.name}.backup-before-migration-{moment}", 0
     while not create_private(target := path.with_name(f"{name}-{number}" if number else name)):
         number += 1
     return target
-
-
-def _cannot_create(path: Path, error: OSError) -> DatabaseError:
-    if error.errno in {errno.ENOSPC, errno.EDQUOT}:
-        return DiskFull(f"no room to create {path}: free some space and try again")
-    if error.errno in {errno.EACCES, errno.EPERM, errno.EROFS}:
-        return ReadOnlyDatabase(f"{path} cannot be created ({error.strerror}): check the permissions of its folder")
-    return DiskFailed(f"{path} cannot be created: {error.strerror}")
-
-
-def _sync_folder(folder: Path) -> None:
-    if os.name == "nt":
-        return  # Windows cannot open a folder; its file systems log the names themselves
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

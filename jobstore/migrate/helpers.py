@@ -58,12 +58,12 @@ def rebuild_table(
         " WHERE tbl_name = ? COLLATE NOCASE AND type IN ('index', 'trigger') AND sql IS NOT NULL",
         (table,),
     ).fetchall()
-    old, new = _quoted(table), _quoted(f"{table}_rebuilt")
+    old, new = quoted(table), quoted(f"{table}_rebuilt")
     # Only where it is created: a reference of the table to itself means the name that it ends up with.
     connection.execute(create.replace("{table}", new, 1).replace("{table}", old))
     _copy_rows(connection, table, f"{table}_rebuilt", values or {})
     connection.execute(f"DROP TABLE {old}")
-    _rename(connection, new, old)
+    rename_table(connection, f"{table}_rebuilt", table)
     for (sql,) in dependants:
         connection.execute(sql)
 
@@ -71,16 +71,19 @@ def rebuild_table(
 def _copy_rows(connection: sqlite3.Connection, old: str, new: str, values: Mapping[str, str]) -> None:
     kept = {name.lower() for name in _columns(connection, old, generated=True)}
     copied = [name for name in _columns(connection, new, generated=False) if name.lower() in kept]
-    sources = {name: _quoted(name) for name in copied if name not in values} | dict(values)
-    names, expressions = ", ".join(map(_quoted, sources)), ", ".join(sources.values())
-    connection.execute(f"INSERT INTO {_quoted(new)} ({names}) SELECT {expressions} FROM {_quoted(old)}")
+    sources = {name: quoted(name) for name in copied if name not in values} | dict(values)
+    names, expressions = ", ".join(map(quoted, sources)), ", ".join(sources.values())
+    connection.execute(f"INSERT INTO {quoted(new)} ({names}) SELECT {expressions} FROM {quoted(old)}")
 
 
-def _rename(connection: sqlite3.Connection, new: str, old: str) -> None:
-    """Rename without a look at views and other tables' triggers: they name a table that is gone just now."""
+def rename_table(connection: sqlite3.Connection, table: str, name: str) -> None:
+    """Rename a table, and change nothing in views, in other tables' triggers and in their foreign keys.
+
+    They go on to mean whichever table has the name that they say, also while there is none. Foreign keys must be off.
+    """
     connection.execute("PRAGMA legacy_alter_table=ON")
     try:
-        connection.execute(f"ALTER TABLE {new} RENAME TO {old}")
+        connection.execute(f"ALTER TABLE {quoted(table)} RENAME TO {quoted(name)}")
     finally:
         connection.execute("PRAGMA legacy_alter_table=OFF")
 
@@ -90,5 +93,6 @@ def _columns(connection: sqlite3.Connection, table: str, *, generated: bool) -> 
     return [row[0] for row in connection.execute(f"SELECT name FROM {pragma}(?)", (table,))]
 
 
-def _quoted(name: str) -> str:
+def quoted(name: str) -> str:
+    """Return a name as it stands in SQL, whatever it holds."""
     return '"' + name.replace('"', '""') + '"'

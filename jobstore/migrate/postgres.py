@@ -13,24 +13,26 @@ from psycopg import sql
 from psycopg.rows import tuple_row
 
 from jobstore.clock import Clock, from_milliseconds, system_clock
-from jobstore.engines.postgres_driver import statements, translate
+from jobstore.engines.postgres_driver import statements
+from jobstore.engines.postgres_errors import translate
+from jobstore.engines.postgres_schema import SCHEMA_LOCK
 from jobstore.engines.postgres_server import Server
 from jobstore.errors import DatabaseBusy, InvalidArgument, SchemaMismatch
+from jobstore.migrate.adoption import REPORT_KEY, Adoption, read_report
 from jobstore.migrate.steps import POSTGRES_STEPS, Result, Status, Step, check_applied, load_steps, pending_steps
 from jobstore.models import AppliedMigration
 
-LOCK = 0x6A6F6273  # "jobs"
-"""The advisory lock that one migrator of a schema holds at a time, beside a number made of the schema's name."""
 BUSY_DEADLINE = 60.0
 """Seconds: another migrator may be at a long step, another program at what a step changes; all others wait behind."""
 
-_RECORDS = """
+RECORDS = """
     CREATE TABLE IF NOT EXISTS migrations (
         name TEXT COLLATE "C" NOT NULL PRIMARY KEY,
         checksum TEXT NOT NULL,
         applied_at BIGINT NOT NULL
     )
 """
+"""The table of what was applied, which is there before any step."""
 
 _TRANSACTION = re.compile(
     r"(BEGIN|START|COMMIT|END|ABORT|PREPARE TRANSACTION|ROLLBACK(?! (WORK |TRANSACTION )?TO\b))\b", re.IGNORECASE
@@ -98,6 +100,21 @@ class PostgresMigrator:
                         applied.append(step.name)
         return Result(applied, None)
 
+    def rehearse(self) -> None:
+        """Return None: the old system had files alone. Adopt one, and promote it."""
+
+    def adoption(self) -> Adoption | None:
+        """Return the report of the adoption that made the store that was promoted to this one, if it was made so.
+
+        Raises:
+            DatabaseError: The server cannot be reached, or there is no store.
+        """
+        with self._connected() as connection:
+            rows = connection.execute(
+                "SELECT value::text FROM key_value_store WHERE key = %s", (REPORT_KEY,)
+            ).fetchall()
+        return read_report(str(rows[0][0])) if rows else None
+
     @contextlib.contextmanager
     def _connected(self) -> Iterator[Connection]:
         try:
@@ -112,7 +129,7 @@ class PostgresMigrator:
         """Wait for other migrators, and ask again: one may have been here meanwhile."""
         connection.execute("SELECT set_config('lock_timeout', %s, true)", (f"{BUSY_DEADLINE}s",))
         try:
-            connection.execute("SELECT pg_advisory_xact_lock(%s, hashtext(current_schema()))", (LOCK,))
+            connection.execute("SELECT pg_advisory_xact_lock(%s, hashtext(current_schema()))", (SCHEMA_LOCK,))
         except psycopg.errors.LockNotAvailable:
             raise DatabaseBusy(BUSY_DEADLINE) from None
         applied = _read_applied(connection)
@@ -120,11 +137,11 @@ class PostgresMigrator:
         return step in pending_steps(self._steps, applied)
 
     def _apply(self, connection: Connection, step: Step) -> None:
-        connection.execute(_RECORDS)
+        connection.execute(RECORDS)
         transaction = _transaction(connection)
         try:
             with _without_transactions(connection):
-                step.apply(connection, lambda script: _in_one_statement(connection, script))
+                step.apply(connection, lambda script: in_one_statement(connection, script))
             is_same = _transaction(connection) == transaction
         except Exception as error:  # noqa: BLE001 - of any kind: the step is undone
             reason = _reason(error)
@@ -185,7 +202,7 @@ def _transaction(connection: Connection) -> object:
     return number
 
 
-def _in_one_statement(connection: Connection, script: str) -> list[str]:
+def in_one_statement(connection: psycopg.Connection[Any], script: str) -> list[str]:
     """Return what runs a whole script, and refuses one that would end the transaction."""
     connection.execute("SELECT set_config('jobstore.step', %s, true)", (script,))
     return ["DO $$ BEGIN EXECUTE current_setting('jobstore.step'); END $$"]

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from jobstore import migrations
 from jobstore.errors import SchemaMismatch
+from jobstore.migrate.adoption import Adoption
 from jobstore.models import AppliedMigration
 
 SQLITE_STEPS = Path(migrations.__file__).parent / "sqlite"
@@ -66,6 +67,10 @@ class Result:
     """Names of the steps that it applied."""
     backup: Path | None
     """The copy that it made before, of a database that held anything."""
+    adoption: Adoption | None = None
+    """What it found and did in a database of the old system."""
+    not_compacted: str | None = None
+    """Why such a database, though adopted, still has the room that the old tables took, and no auto_vacuum."""
 
 
 def load_steps(folder: Path = SQLITE_STEPS) -> list[Step]:
@@ -91,7 +96,7 @@ def check_applied(steps: Sequence[Step], applied: Sequence[AppliedMigration]) ->
     changed = tuple(record.name for record in applied if known[record.name] != record.checksum)
     if changed:
         raise SchemaMismatch(
-            f"the applied step {', '.join(changed)} was changed afterwards: restore its file and write a new step",
+            f"what was applied as {', '.join(changed)} was changed afterwards: restore its file and write a new step",
             changed,
         )
 

@@ -40,10 +40,10 @@ def cancel(now: int, where: JobFilter, cursor: Cursor | None) -> Operation[Round
 
 @guarded
 def retry(now: int, where: JobFilter, cursor: Cursor | None) -> Operation[Round]:
-    """failed, canceled or completed → idle, with all their attempts before them again."""
+    """failed, canceled or completed → idle, with all their attempts before them again; but for those without texts."""
     yield from leasing.rescue_due(now)
     found, following = yield from ids(now, where, ROUND_ROWS, cursor)
-    changed = yield from _set(now, SET_RETRIED, found, where.statuses or RETRYABLE)
+    changed = yield from _set(now, SET_RETRIED, found, where.statuses or RETRYABLE, "AND texts_pruned_at IS NULL")
     return Round(changed, following)
 
 

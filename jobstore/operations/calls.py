@@ -36,6 +36,13 @@ _SETTLED = (*_FACTS, *Usage.model_fields, "raw_usage")
 _LARGEST = 2**63 - 1
 
 
+_HELD = "WHERE job_id = :job_id AND attempt = :attempt AND finished_at IS NULL"
+_FIND = f"SELECT job_id, attempt FROM job_attempts {_HELD}"
+# Where several write at a time: whoever ends the attempt meanwhile would not see the call, and leave it open. To lock
+# the row does not help against a serializable transaction, which has seen it before.
+_KEEP = f"UPDATE job_attempts SET worker_id = worker_id {_HELD} RETURNING job_id, attempt"
+
+
 class NewCall(NamedTuple):
     """A call that is about to be made."""
 
@@ -63,9 +70,9 @@ def begin(now: int, claim: Claim, new: NewCall) -> Operation[ApiCall]:
     facts = yield from dialect()
     row = yield from fetch_one(
         f"""
+        WITH held AS ({_KEEP if facts.writes_in_with else _FIND})
         INSERT INTO api_calls (id, job_id, attempt, provider, model_asked, on_unknown, idempotency_key, status, sent_at)
-        SELECT :id, job_id, attempt, :provider, :model_asked, :on_unknown, :idempotency_key, 'sent', :now
-        FROM job_attempts WHERE job_id = :job_id AND attempt = :attempt AND finished_at IS NULL {facts.share_rows}
+        SELECT :id, job_id, attempt, :provider, :model_asked, :on_unknown, :idempotency_key, 'sent', :now FROM held
         RETURNING {COLUMNS}
         """,
         **new._asdict(),

@@ -1,4 +1,4 @@
-"""Operations on `background_jobs`: enqueue, read, cancel, retry, clear, prune."""
+"""Operations on `background_jobs`: enqueue, read, change, cancel, retry, clear."""
 
 from __future__ import annotations
 
@@ -9,7 +9,15 @@ from typing import Any, Literal, NamedTuple
 from uuid_utils import uuid7
 
 from jobstore.clock import to_milliseconds
-from jobstore.errors import ConstraintFailed, InvalidJob, InvalidTransition, JobNotFound, OutputError, SessionNotFound
+from jobstore.errors import (
+    ConstraintFailed,
+    InvalidJob,
+    InvalidTransition,
+    JobNotFound,
+    OutputError,
+    SessionNotFound,
+    TextsPruned,
+)
 from jobstore.lifecycle import EXPIRED, TERMINAL, WAITING, JobStatus
 from jobstore.models import Job, NewJob, Text, dump_json, load_metadata
 from jobstore.sql import (
@@ -59,14 +67,6 @@ SET_RETRIED = """
     cancel_requested_at = NULL, error_type = NULL, error_message = NULL, status_message = NULL, cleared = 0,
     expires_at = CASE WHEN expires_at > :now THEN expires_at END
 """
-
-
-class Pruned(NamedTuple):
-    """What one round of pruning deleted."""
-
-    jobs: int
-    file_paths: list[str]
-    """Files that no row names any more."""
 
 
 @guarded
@@ -200,6 +200,16 @@ def get(_now: int, job_id: str) -> Operation[Job]:
     return Job.from_row(_present(row, job_id))
 
 
+def refuse_pruned(job: Job) -> None:
+    """Refuse a job whose texts retention has removed.
+
+    Raises:
+        TextsPruned: It has.
+    """
+    if job.texts_pruned_at is not None:
+        raise TextsPruned(job.id, job.texts_pruned_at)
+
+
 def status(_now: int, job_id: str) -> Operation[tuple[JobStatus, int]]:
     """Return a job's status and the number of its latest attempt.
 
@@ -265,16 +275,19 @@ def retry(now: int, job_id: str) -> Operation[Job]:
     Raises:
         JobNotFound: There is no such job.
         InvalidTransition: It has not ended.
+        TextsPruned: Its prompt is gone.
     """
     row = yield from fetch_one(
         f"""
         UPDATE background_jobs SET {SET_RETRIED}
-        WHERE id = :job_id AND status IN ({TERMINAL_LIST})
+        WHERE id = :job_id AND status IN ({TERMINAL_LIST}) AND texts_pruned_at IS NULL
         RETURNING {LIGHT_COLUMNS}
         """,
         now=now,
         job_id=job_id,
     )
+    if row is None:
+        refuse_pruned((yield from get(now, job_id)))
     return (yield from _changed(row, job_id, JobStatus.IDLE))
 
 
@@ -369,44 +382,6 @@ def clear_finished(now: int, older_than: int, after: tuple[int, str]) -> Operati
         return None
     hidden = yield from clear(now, [row["id"] for row in last])
     return hidden, last[-1]["finished_at"], last[-1]["id"]
-
-
-def prune(now: int, older_than: int) -> Operation[Pruned]:
-    """Delete some of the jobs that ended at least `older_than` milliseconds ago, with their attempts."""
-    doomed = yield from fetch_all(
-        f"""
-        SELECT id, prompt_file_path, output_file_path FROM background_jobs
-        WHERE finished_at <= :until ORDER BY finished_at, id LIMIT {MAX_ROWS // 4}
-        """,
-        until=now - older_than,
-    )
-    return (yield from _delete(doomed))
-
-
-def delete_of_session(_now: int, session_id: str) -> Operation[Pruned]:
-    """Delete some of a session's jobs, with their attempts."""
-    doomed = yield from fetch_all(
-        f"""
-        SELECT id, prompt_file_path, output_file_path FROM background_jobs
-        WHERE session_id = :session_id LIMIT {MAX_ROWS // 4}
-        """,
-        session_id=session_id,
-    )
-    return (yield from _delete(doomed))
-
-
-def _delete(doomed: list[Row]) -> Operation[Pruned]:
-    if not doomed:
-        return Pruned(0, [])
-    names, parameters = placeholders("id", [row["id"] for row in doomed])
-    attempts = yield from fetch_all(
-        f"SELECT output_file_path FROM job_attempts WHERE job_id IN ({names}) AND output_file_path IS NOT NULL",
-        **parameters,
-    )
-    yield from execute(f"DELETE FROM background_jobs WHERE id IN ({names})", **parameters)
-    columns = ("prompt_file_path", "output_file_path")
-    paths = {row[column] for row in doomed for column in columns} | {row["output_file_path"] for row in attempts}
-    return Pruned(len(doomed), sorted(paths - {None}))
 
 
 def file_paths_named(_now: int, paths: Sequence[str]) -> Operation[set[str]]:

@@ -110,10 +110,15 @@ def start_recorded(now: int, job_id: str, new: NewJob, prompt: Text, worker_id: 
     return Claim.of(job, worker_id, expires)
 
 
-_IS_TO_BE_HELD = """EXISTS (
-    SELECT 1 FROM api_calls
-    WHERE job_id = :job_id AND api_calls.attempt = :attempt AND api_calls.status = 'unknown' AND on_unknown = 'hold')"""
-_HELD_MESSAGE = "its process ended while a call was under way: see what became of it, then retry the job"
+_HOLD = f"""
+    UPDATE background_jobs SET status = 'failed', finished_at = :now, error_type = '{CALL_UNKNOWN}',
+        error_message = 'its process ended while a call was under way: see what became of it, then retry the job'
+    WHERE id = :job_id AND attempt = :attempt AND status IN ('idle', 'failed') AND EXISTS (
+        SELECT 1 FROM api_calls
+        WHERE job_id = :job_id AND api_calls.attempt = :attempt AND api_calls.status = 'unknown'
+            AND on_unknown = 'hold')
+"""
+"""Of a job whose attempt was just ended."""
 
 
 @guarded
@@ -138,25 +143,22 @@ def rescue(now: int) -> Operation[int]:
         """,
         now=now,
     )
+    used_up = "cancel_requested_at IS NULL AND attempts_used >= max_attempts"
+    keys = [{"now": now, "job_id": row["job_id"], "attempt": row["attempt"]} for row in lost]
     yield from execute_many(
         f"""
         UPDATE background_jobs SET
             status = CASE WHEN cancel_requested_at IS NOT NULL THEN 'canceled'
-                          WHEN {_IS_TO_BE_HELD} OR attempts_used >= max_attempts THEN 'failed' ELSE 'idle' END,
-            finished_at = CASE WHEN cancel_requested_at IS NOT NULL OR {_IS_TO_BE_HELD}
-                                    OR attempts_used >= max_attempts THEN :now END,
-            error_type = CASE WHEN cancel_requested_at IS NOT NULL THEN error_type
-                              WHEN {_IS_TO_BE_HELD} THEN '{CALL_UNKNOWN}'
-                              WHEN attempts_used >= max_attempts THEN '{WORKER_LOST}' ELSE error_type END,
-            error_message = CASE WHEN cancel_requested_at IS NOT NULL THEN error_message
-                                 WHEN {_IS_TO_BE_HELD} THEN '{_HELD_MESSAGE}'
-                                 WHEN attempts_used >= max_attempts THEN 'the lease of its last attempt expired'
-                                 ELSE error_message END,
+                          WHEN attempts_used >= max_attempts THEN 'failed' ELSE 'idle' END,
+            finished_at = CASE WHEN cancel_requested_at IS NOT NULL OR attempts_used >= max_attempts THEN :now END,
+            error_type = CASE WHEN {used_up} THEN '{WORKER_LOST}' ELSE error_type END,
+            error_message = CASE WHEN {used_up} THEN 'the lease of its last attempt expired' ELSE error_message END,
             updated_at = :now
         WHERE {HELD}
         """,
-        [{"now": now, "job_id": row["job_id"], "attempt": row["attempt"]} for row in lost],
+        keys,
     )
+    yield from execute_many(_HOLD, keys)
     return len(lost)
 
 

@@ -33,10 +33,13 @@ TABLES = (
     Table("cached_state", ("project_hash", "key")),
     Table("key_value_store", ("key",)),
     Table("pauses", ("task_type", "api_type")),
+    Table("retention_policies", ("name",)),
 )
 """What is copied, each behind what it refers to. The database itself notes the lanes of jobs that come in."""
 
-NOT_COPIED = frozenset({"lanes", "migrations", "promotion", "store_identity", "store_writers", "workers"})
+NOT_COPIED = frozenset(
+    {"lanes", "maintenance", "migrations", "promotion", "store_identity", "store_writers", "workers"}
+)
 """What each store has of its own."""
 
 Key = tuple[Value, ...]
@@ -72,8 +75,8 @@ def count(_now: int, table: Table) -> Operation[int]:
 
 def page(_now: int, table: Table, names: Sequence[str], after: Key | None) -> Operation[list[Row]]:
     """Return some rows in the order of their key, those behind `after`; none at the end."""
-    key = _listed(table.key)
-    length = " + ".join(f"COALESCE(LENGTH(CAST({_quoted(name)} AS TEXT)), 0)" for name in names)
+    key = listed(table.key)
+    length = " + ".join(f"COALESCE(LENGTH(CAST({quoted(name)} AS TEXT)), 0)" for name in names)
     lengths = yield from fetch_all(
         f"SELECT {key}, {length} AS length FROM {table.name}"
         f" WHERE {_behind(table, after)} ORDER BY {key} LIMIT {PAGE_ROWS}",
@@ -87,10 +90,10 @@ def page(_now: int, table: Table, names: Sequence[str], after: Key | None) -> Op
 
 def between(_now: int, table: Table, names: Sequence[str], after: Key | None, last: Key) -> Operation[list[Row]]:
     """Return the rows behind `after`, up to `last`, in the order of their key."""
-    key = _listed(table.key)
+    key = listed(table.key)
     return (
         yield from fetch_all(
-            f"SELECT {_listed(names)} FROM {table.name} WHERE {_behind(table, after)}"
+            f"SELECT {listed(names)} FROM {table.name} WHERE {_behind(table, after)}"
             f" AND ({key}) <= ({_placeholders('last', last)}) ORDER BY {key}",
             **_parameters("after", after),
             **_parameters("last", last),
@@ -195,10 +198,10 @@ def put(now: int, run_id: str, table: Table, names: Sequence[str], rows: Sequenc
     """
     yield from _require_run(now, run_id)
     values = ", ".join(f":column{index}" for index in range(len(names)))
-    changes = ", ".join(f"{_quoted(name)} = excluded.{_quoted(name)}" for name in names if name not in table.key)
+    changes = ", ".join(f"{quoted(name)} = excluded.{quoted(name)}" for name in names if name not in table.key)
     yield from execute_many(
-        f"INSERT INTO {table.name} ({_listed(names)}) VALUES ({values})"
-        f" ON CONFLICT ({_listed(table.key)}) DO UPDATE SET {changes}",
+        f"INSERT INTO {table.name} ({listed(names)}) VALUES ({values})"
+        f" ON CONFLICT ({listed(table.key)}) DO UPDATE SET {changes}",
         [numbered("column", [row[name] for name in names]) for row in rows],
     )
 
@@ -236,7 +239,7 @@ def _fitting(lengths: Sequence[int]) -> int:
 
 
 def _behind(table: Table, after: Key | None) -> str:
-    return "1 = 1" if after is None else f"({_listed(table.key)}) > ({_placeholders('after', after)})"
+    return "1 = 1" if after is None else f"({listed(table.key)}) > ({_placeholders('after', after)})"
 
 
 def _placeholders(name: str, key: Key) -> str:
@@ -247,10 +250,12 @@ def _parameters(name: str, key: Key | None) -> dict[str, Value]:
     return numbered(name, key or ())
 
 
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(map(_quoted, names))
+def listed(names: Sequence[str]) -> str:
+    """Return the names of columns as SQL has them in a list."""
+    return ", ".join(map(quoted, names))
 
 
-def _quoted(name: str) -> str:
+def quoted(name: str) -> str:
+    """Return the name of a column, which may be a user's own, as SQL has it."""
     escaped = name.replace('"', '""')
     return f'"{escaped}"'

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
+
 from jobstore.errors import SessionNotFound
 from jobstore.models import Session
 from jobstore.sql import Operation, Row, Value, execute, fetch_all, fetch_one, guarded
 
 _COLUMNS = ", ".join(Session.model_fields)
 _VALUES = ", ".join(f":{name}" for name in Session.model_fields)
+
+
+def hash_project(project_directory: str) -> str:
+    """Return what a project is kept by: the SHA-256 of its directory's path without a slash at its end."""
+    return hashlib.sha256((project_directory.rstrip("/") or project_directory).encode()).hexdigest()
 
 
 @guarded

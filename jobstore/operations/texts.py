@@ -53,6 +53,7 @@ def response(now: int, job_id: str) -> Operation[Source]:
 
     Raises:
         JobNotFound: There is no such job.
+        TextsPruned: It was removed.
     """
     job = yield from jobs.get(now, job_id)
     if job.status is not JobStatus.COMPLETED:
@@ -66,6 +67,8 @@ def response(now: int, job_id: str) -> Operation[Source]:
         )
         if row is not None and row["outcome"] != AttemptOutcome.COMPLETED:
             return Source(None, row["output_file_path"])
+    if job.response is None and job.output_file_path is None:  # an answer that came late is there all the same
+        jobs.refuse_pruned(job)
     return Source(job.response, job.output_file_path, job.output_bytes, job.output_sha256)
 
 

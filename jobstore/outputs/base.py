@@ -13,6 +13,8 @@ from jobstore.outputs.reading import check_whole
 
 Kind = Literal["prompts", "responses"]
 
+MAX_OUTPUT_BYTES = 2**30
+"""Of one answer, by default: far more than any model gives, and less than a runaway loop."""
 SWEEP_AGE = 24 * 3600
 """Seconds. Younger files may be about to be named; a path is never recorded after half of that."""
 

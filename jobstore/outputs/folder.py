@@ -21,6 +21,7 @@ from typing import Self
 
 from jobstore.clock import Clock
 from jobstore.errors import DiskFull, JobStoreError, OutputError
+from jobstore.files import sync_folder
 from jobstore.models import Text
 from jobstore.outputs.base import SWEEP_AGE, Kind, Outputs
 from jobstore.outputs.paths import MARKER, is_inside, new_path, parts
@@ -105,11 +106,45 @@ class FolderOutputs(Outputs):
                         file.append(chunk)
                     file.sync()
                 self._absolute(part).replace(self._absolute(path))
-                _sync_folder(self._absolute(path).parent)
+                sync_folder(self._absolute(path).parent)
         except JobStoreError:
             self.remove([part, path])
             raise
         return Text(None, path, file.size, digest.hexdigest(), began)
+
+    def link_in(self, path: str, source: FolderOutputs) -> bool:
+        """Give a text of another folder, which never changes any more, a second name here; it takes no room.
+
+        Returns:
+            Whether it has one now: not where the file systems cannot do it. `sync` makes it durable.
+
+        Raises:
+            DiskFull: There is no room for a name.
+            OutputError: There is no such text.
+        """
+        with _refusals(path):
+            self._make_folders(path)
+            try:
+                with source._parent(path) as (name, folder), self._parent(path) as (own_name, own_folder):
+                    os.link(name, own_name, src_dir_fd=folder, dst_dir_fd=own_folder, follow_symlinks=False)
+            except FileNotFoundError:
+                raise
+            except (OSError, NotImplementedError):
+                return False
+        return True
+
+    def sync(self) -> None:
+        """Make the names of all texts durable.
+
+        Raises:
+            DiskFull: There is no room for them.
+            OutputError: The disk refuses.
+        """
+        if not self.folder.is_dir():
+            return  # nothing was written
+        with _refusals("."):
+            for folder in [self.folder, *self.folder.glob("*/"), *self.folder.glob("*/*/")]:
+                sync_folder(folder)
 
     def size(self, path: str) -> int | None:
         """Return how many bytes a file has; None if it is not there.
@@ -136,7 +171,7 @@ class FolderOutputs(Outputs):
         file = self._create(path)
         try:
             with _refusals(path):
-                _sync_folder(self._absolute(path).parent)
+                sync_folder(self._absolute(path).parent)
         except JobStoreError:
             file.close()
             self.remove([path])
@@ -192,13 +227,13 @@ class FolderOutputs(Outputs):
             return
         if not self.folder.is_dir():
             self._make_folder()
-            _sync_folder(self.folder.parent)
+            sync_folder(self.folder.parent)
         self._mark()
         folder = self.folder
         for part in parent.split("/"):
             folder = folder / part
             folder.mkdir(mode=0o700, exist_ok=True)
-            _sync_folder(folder.parent)
+            sync_folder(folder.parent)
         self._made.add(parent)
 
     def _make_folder(self) -> None:
@@ -218,7 +253,7 @@ class FolderOutputs(Outputs):
             file.append(f"{self._store_id}\n".encode())
             file.sync()
         part.replace(marker)
-        _sync_folder(self.folder)
+        sync_folder(self.folder)
 
     def _absolute(self, path: str) -> Path:
         return self.folder.joinpath(*parts(path))
@@ -326,14 +361,3 @@ def _refusals(path: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise _failure(error, path) from error
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make the names in a folder durable; Windows cannot, and its file systems log them themselves."""
-    if os.name == "nt":
-        return
-    descriptor = os.open(folder, _DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -95,9 +95,18 @@ def open_outputs(place: Place, store_id: str, clock: Clock) -> Outputs:
     Raises:
         OutputError: The place is another store's, or cannot be reached, or the library for it is missing.
     """
-    outputs = FolderOutputs(place, store_id, clock) if isinstance(place, Path) else _objects(place, store_id, clock)
+    outputs = unchecked_outputs(place, store_id, clock)
     outputs.check()
     return outputs
+
+
+def unchecked_outputs(place: Place, store_id: str, clock: Clock) -> Outputs:
+    """Return what reads and writes at a place, whosoever it is; `check` tells.
+
+    Raises:
+        OutputError: The library for it is missing.
+    """
+    return FolderOutputs(place, store_id, clock) if isinstance(place, Path) else _objects(place, store_id, clock)
 
 
 def _objects(bucket: Bucket, store_id: str, clock: Clock) -> Outputs:

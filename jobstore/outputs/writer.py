@@ -7,9 +7,9 @@ import contextlib
 import time
 
 from jobstore.aio import finish, in_thread
-from jobstore.errors import JobStoreError, OutputError
+from jobstore.errors import JobStoreError, OutputError, OutputTooLarge
 from jobstore.models import encode_text
-from jobstore.outputs.base import OutputFile
+from jobstore.outputs.base import MAX_OUTPUT_BYTES, OutputFile
 
 FLUSH_SECONDS, FLUSH_BYTES = 0.25, 8 * 1024
 """What is written to an output reaches its file after this long or this much, whichever is first."""
@@ -23,13 +23,19 @@ class OutputWriter:
 
     In object storage both happen at once: within a second, and the time that an upload takes.
 
+    Args:
+        file: Where to.
+        limit: Bytes that it may have.
+
     Example:
         >>> async with store.jobs.output(claim) as output:
         ...     await output.write("one piece")
     """
 
-    def __init__(self, file: OutputFile) -> None:
+    def __init__(self, file: OutputFile, limit: int = MAX_OUTPUT_BYTES) -> None:
         self._file = file
+        self._left = limit
+        self._limit = limit
         self._buffer = bytearray()
         self._error: BaseException | None = None
         self._something = asyncio.Event()  # there is something to write, or it is the end
@@ -53,6 +59,8 @@ class OutputWriter:
 
         Raises:
             InvalidJob: It holds a lone surrogate; nothing of it was taken.
+            OutputTooLarge: With it, the text would be too large. Nothing of it was taken, nor will be of what follows:
+                there would be a gap. What was written before is kept.
             DiskFull: The disk has no room for what was written before.
             OutputError: It could not be written for another reason, or the output is closed.
         """
@@ -60,6 +68,10 @@ class OutputWriter:
         self._raise_if_failed()
         if self._closing:
             raise OutputError("this output is closed", self._file.path)
+        if len(data) > self._left:
+            self._error = OutputTooLarge(self._limit, self._file.path)
+            raise self._error
+        self._left -= len(data)
         self._buffer += data
         self._something.set()
         if len(self._buffer) >= FLUSH_BYTES:
@@ -74,6 +86,7 @@ class OutputWriter:
 
         Raises:
             DiskFull: There is no room for it.
+            OutputTooLarge: A piece of it was refused.
             OutputError: It could not be written for another reason.
         """
         self._closing = True

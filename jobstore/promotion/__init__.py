@@ -14,12 +14,13 @@ from pydantic import BaseModel, ConfigDict
 from jobstore.clock import Clock, system_clock
 from jobstore.errors import InvalidArgument, PromotionError
 from jobstore.operations import promotion
+from jobstore.progress import Progress, Tell
 from jobstore.promotion.comparing import Comparison, TableSum
 from jobstore.promotion.copying import Copying
-from jobstore.promotion.pair import Pair, Progress, Report, Side, some
+from jobstore.promotion.pair import Pair, Side, some
 from jobstore.repositories.backend import new_id
 
-__all__ = ["Progress", "Promotion", "Report", "TableSum", "promote"]
+__all__ = ["Progress", "Promotion", "TableSum", "promote"]
 
 
 class Promotion(BaseModel):
@@ -48,7 +49,7 @@ async def promote(
     target_outputs: str | os.PathLike[str] | None = None,
     force_rescue: bool = False,
     leave_damaged: bool = False,
-    report: Report = lambda _progress: None,
+    report: Tell = lambda _progress: None,
     clock: Clock = system_clock,
 ) -> Promotion:
     """Copy a store into an empty one: sessions, jobs, attempts, state and large texts, with their ids, times and paths.

@@ -67,7 +67,7 @@ class Copying:
         return fitted
 
     async def _copy_file(self, file: TextFile) -> None:
-        if not await in_thread(_copy_text, file, self._pair.source.backend.outputs, self._pair.target_outputs):
+        if not await in_thread(copy_text, file, self._pair.source.backend.outputs, self._pair.target_outputs):
             self._damaged.append(file.path)
 
 
@@ -81,7 +81,7 @@ def _write_text(target: Outputs, path: str, data: bytes) -> None:
         target.copy_in(path, [data])
 
 
-def _copy_text(file: TextFile, source: Outputs, target: Outputs) -> bool:
+def copy_text(file: TextFile, source: Outputs, target: Outputs) -> bool:
     """Copy a large text unless it is there; return False if it is missing or damaged in the source. It blocks."""
     size = source.size(file.path)
     if size is None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -17,24 +16,16 @@ from jobstore.models import Text
 from jobstore.operations import jobs, migrations, promotion
 from jobstore.operations.promotion import FILES, TABLES, Table, TextFile
 from jobstore.outputs import Outputs, place_of
-from jobstore.outputs.paths import path_of
+from jobstore.progress import Progress, Tell
 from jobstore.repositories.backend import Backend
+from jobstore.repositories.fitting import fitted
 from jobstore.sql import Row
 
 SHOWN = 10
 """How many names an error's message lists."""
 READERS = 4
 
-
-class Progress(NamedTuple):
-    """How far one stage has come."""
-
-    stage: str
-    done: int
-    total: int
-
-
-Report = Callable[[Progress], None]
+Report = Tell
 
 
 class Side(NamedTuple):
@@ -116,18 +107,7 @@ class Pair:
 
     def fitted(self, row: Row) -> tuple[Row, dict[str, bytes]]:
         """Return a row as the target can hold it, and the texts that it then has outside of it, by path."""
-        if self.target.backend.engine.dialect.holds_nul:
-            return row, {}
-        fitted, texts = dict(row), {}
-        for kind, column, moved, names in _TEXT_COLUMNS:
-            text = row.get(column)
-            if isinstance(text, str) and "\0" in text:
-                data = text.encode()
-                digest = hashlib.sha256(data).hexdigest()
-                path = path_of(kind, row["id"], digest[:16])
-                fitted |= {column: moved, **dict(zip(names, (path, len(data), digest), strict=True))}
-                texts[path] = data
-        return fitted, texts
+        return fitted(row, holds_nul=self.target.backend.engine.dialect.holds_nul)
 
     async def each_file(self, snapshot: Snapshot, stage: str, work: Callable[[TextFile], Awaitable[None]]) -> None:
         """Do something with each large text that the rows of a store name, some at a time."""
@@ -149,13 +129,6 @@ class Pair:
 
         tell(0)
         return tell
-
-
-_TEXT_COLUMNS = (
-    ("prompts", "prompt", "", ("prompt_file_path", "prompt_bytes", "prompt_sha256")),
-    ("responses", "response", None, ("output_file_path", "output_bytes", "output_sha256")),
-)
-"""Of a job's texts: their kind, their column, what it holds when they lie elsewhere, and what then says where."""
 
 
 async def _told(work: Awaitable[None], tell: Callable[[int], None]) -> None:

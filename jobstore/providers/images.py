@@ -48,13 +48,13 @@ async def read_images(conversation: Iterable[Message]) -> dict[str, Image]:
 def _read_image(path: str) -> Image:
     try:
         if not Path(path).is_file():  # a pipe would never end
-            raise InvalidArgument("images", f"{path} is no file")
+            raise InvalidArgument("images", f"{path!r} is no file")
         with Path(path).open("rb") as file:
             data = file.read(LARGEST + 1)
     except (OSError, ValueError) as error:  # ValueError: a NUL character
         raise InvalidArgument("images", f"{path!r} cannot be read: {type(error).__name__}") from error
     if len(data) > LARGEST:
-        raise InvalidArgument("images", f"{path} is larger than {LARGEST // 2**20} MiB")
+        raise InvalidArgument("images", f"{path!r} is larger than {LARGEST // 2**20} MiB")
     return Image(_media_type(path, data), data, base64.b64encode(data).decode())
 
 
@@ -65,4 +65,4 @@ def _media_type(path: str, data: bytes) -> str:
     for signature, media_type in _SIGNATURES:
         if data.startswith(signature):
             return media_type
-    raise InvalidArgument("images", f"{path} is no PNG, JPEG, GIF or WebP file")
+    raise InvalidArgument("images", f"{path!r} is no PNG, JPEG, GIF or WebP file")

@@ -131,6 +131,11 @@ class CallRecorder:
         if self._call is not None:
             self._calls.settle_with_end(self._claim, self._call, self._settlement(error))
 
+    def settle_soon(self, error: BaseException | None = None) -> None:
+        """The same for a call that goes on after its attempt has ended."""
+        if self._call is not None:
+            self._calls.settle_soon(self._call, self._settlement(error))
+
     def _price(self) -> None:
         """Find out what the call costs: of one that broke off, what was counted until then."""
         model = self._known.get("model_answered") or self._model
@@ -244,11 +249,11 @@ async def hear_out(
                     await asyncio.sleep(0)  # pieces that came together come without a pause: others want their turn
                 await heard.take(event)
     except BaseException as error:
-        recorder.settle_with_end(error)
+        (recorder.settle_soon if answer.closed else recorder.settle_with_end)(error)
         if isinstance(error, Exception):
             answer.fail(error)
         raise
-    recorder.settle_with_end()
+    (recorder.settle_soon if answer.closed else recorder.settle_with_end)()
 
 
 class _Heard:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack
-from typing import TYPE_CHECKING, Any
+from types import AsyncGeneratorType
+from typing import TYPE_CHECKING, Any, cast
 
 from jobstore.aio import finish
-from jobstore.errors import AnswerUnfinished, InvalidArgument
+from jobstore.errors import AnswerUnfinished, InvalidArgument, LeaseLost
 from jobstore.models import Claim, Usage, encode_text
 from jobstore.outputs import OutputWriter
 
@@ -28,6 +29,7 @@ class AttemptAnswer:
         usage: What the models took for it, of all its calls; None if none has told.
         metadata: What the job's is to have besides.
         broken: Why what was streamed is not the whole answer of a model; None if nothing is known against it.
+        closed: Whether the attempt ends, or has ended.
     """
 
     def __init__(self, jobs: JobWork, claim: Claim) -> None:
@@ -35,12 +37,13 @@ class AttemptAnswer:
         self.usage: Usage | None = None
         self.metadata: dict[str, Any] = {}
         self.broken: Exception | None = None
+        self.closed = False
         self._jobs = jobs
         self._opening: asyncio.Task[OutputWriter] | None = None
         self._stack = AsyncExitStack()
         self._early: list[str] = []  # what is written while the output opens
         self._has_text = False
-        self._streams: list[AsyncGenerator[str, None]] = []
+        self._streams: list[AsyncGeneratorType[str, None]] = []
 
     async def write(self, text: str) -> None:
         """Add a piece of the text; return when it is buffered.
@@ -70,8 +73,14 @@ class AttemptAnswer:
         self._early.append(text)
 
     def open_soon(self) -> asyncio.Task[OutputWriter]:
-        """Begin to open the output, if that is not done."""
-        if self._opening is None or (self._opening.done() and self._opening.exception() is not None):
+        """Begin to open the output, if that is not done.
+
+        Raises:
+            LeaseLost: The answer is closed.
+        """
+        if self._opening is None or _has_failed(self._opening):
+            if self.closed:  # a handler that was given up is just about to stream its first piece
+                raise LeaseLost(self.claim.job_id, self.claim.attempt)
             self._opening = asyncio.get_running_loop().create_task(self._open())
         return self._opening
 
@@ -123,22 +132,29 @@ class AttemptAnswer:
 
     def closes(self, stream: AsyncGenerator[str, None]) -> AsyncGenerator[str, None]:
         """Close a stream with the answer, should its reader have left it."""
-        self._streams.append(stream)
+        self._streams.append(cast("AsyncGeneratorType[str, None]", stream))
         return stream
 
     async def close(self) -> None:
-        """End the streams, and make durable what was written; whether it could be opened, `flush` tells.
+        """End the streams, make durable what was written, and take no more; whether it could be opened, `flush` tells.
 
         Raises:
             DiskFull: There is no room for it.
             OutputError: It cannot be written.
         """
         while self._streams:
-            await self._streams.pop().aclose()
+            stream = self._streams.pop()
+            if not stream.ag_running:  # else a reader that does not end is still in it
+                await stream.aclose()
+        self.closed = True
         if self._opening is not None:
             await finish(_wait(self._opening))
-            self._opening.exception()  # who wrote has heard of it
+            _has_failed(self._opening)  # of which who wrote has heard
         await self._stack.aclose()
+
+
+def _has_failed(opening: asyncio.Task[OutputWriter]) -> bool:
+    return opening.done() and (opening.cancelled() or opening.exception() is not None)
 
 
 async def _result(opening: asyncio.Task[OutputWriter]) -> OutputWriter:

@@ -11,14 +11,15 @@ from typing import Any, TypeVar
 from uuid_utils import uuid7
 
 from jobstore.aio import finish, in_thread
+from jobstore.disk import DiskGuard
 from jobstore.engines import base
 from jobstore.engines.base import Abandoned, Engine, Request, StoreStats
 from jobstore.engines.signal import Signal
-from jobstore.errors import OutputError, StoreClosed
+from jobstore.errors import OutputError, OutputTooLarge, StoreClosed
 from jobstore.leases import LeaseKeeper
 from jobstore.models import Text, encode_text
 from jobstore.operations import migrations
-from jobstore.outputs import Kind, OutputFile, Outputs, Place, open_outputs
+from jobstore.outputs import MAX_OUTPUT_BYTES, Kind, OutputFile, Outputs, Place, open_outputs
 from jobstore.repositories.settlements import Settlements
 from jobstore.sql import MakeOperation
 
@@ -35,6 +36,9 @@ def is_unsettled(error: BaseException) -> bool:
     return base.is_unsettled(error) or isinstance(error, asyncio.CancelledError)
 
 
+_UNGUARDED = DiskGuard([], 0)
+
+
 class Backend:
     """An open store's parts, usable in the process and event loop that opened it.
 
@@ -42,12 +46,23 @@ class Backend:
         engine: Drives the operations.
         outputs_place: Where large texts lie; None if nobody has said.
         inline_limit: Bytes up to which a text stays in its row.
+        max_output_bytes: Bytes that one answer may have.
+        disk: Keeps some room for what is under way.
     """
 
-    def __init__(self, engine: Engine, outputs_place: Place | None, inline_limit: int) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        outputs_place: Place | None,
+        inline_limit: int,
+        max_output_bytes: int = MAX_OUTPUT_BYTES,
+        disk: DiskGuard = _UNGUARDED,
+    ) -> None:
         self.engine = engine
         self.inline_limit = inline_limit
         self.settlements = Settlements()
+        self.max_output_bytes = max_output_bytes
+        self.disk = disk
         self._leases = LeaseKeeper(engine)
         self._outputs_place = outputs_place
         self._outputs: Outputs | None = None
@@ -169,10 +184,13 @@ class Backend:
 
         Raises:
             InvalidJob: It cannot be stored.
+            OutputTooLarge: It is an answer, and larger than one may be.
             DiskFull: There is no room for its file.
             OutputError: Its file cannot be written.
         """
         data = encode_text(field, text)
+        if kind == "responses" and len(data) > self.max_output_bytes:
+            raise OutputTooLarge(self.max_output_bytes)
         if self.fits_row(data):
             return Text(text, size=len(data))
         self.check_usable()

@@ -64,7 +64,7 @@ class CallRepository:
         settled = self._backend.settlements.take(claim)  # of earlier calls: they need not wait any longer
         try:
             begin = calls.settling(settled, calls.begin)
-            return await self._backend.write(begin, claim, new, abandoned=self._settle_unsent)
+            return await self._backend.write(begin, claim, new, finishing=True, abandoned=self._settle_unsent)
         except BaseException:
             self._backend.settlements.put_back(claim, settled)
             raise
@@ -73,8 +73,11 @@ class CallRepository:
         """Note what became of a call; when this returns, that is on disk. What was settled before stays as it is.
 
         Also after its attempt has ended: a late outcome is better than none.
+
+        Raises:
+            InvalidArgument: An argument cannot be accepted; it names the argument.
         """
-        await self._backend.write(calls.settle, Settled(call.id, settlement), finishing=True)
+        await self._backend.write(calls.settle, _settled(call, settlement), finishing=True)
 
     def settle_with_end(self, claim: Claim, call: ApiCall, settlement: Settlement) -> None:
         """Let what became of a call be noted in the transaction that ends its attempt: both are known, or neither.
@@ -82,7 +85,12 @@ class CallRepository:
         For the last call of an attempt whose end `store.jobs` is about to record. If the lease is lost, it is noted
         by itself.
         """
-        self._backend.settlements.add(claim, Settled(call.id, settlement))
+        check_claim(claim)
+        self._backend.settlements.add(claim, _settled(call, settlement))
+
+    def settle_soon(self, call: ApiCall, settlement: Settlement) -> None:
+        """Let what became of a call be noted by itself, without waiting for it: its attempt has ended."""
+        self._backend.write_soon(calls.settle, _settled(call, settlement))
 
     async def list(self, job_id: str) -> builtins.list[ApiCall]:
         """Return the calls of a job, of all its attempts, the first first; none of an unknown job.
@@ -108,3 +116,10 @@ class CallRepository:
         """Settle what was begun for a caller who was cancelled before it could be sent."""
         if call is not None:
             self._backend.write_soon(calls.settle, Settled(call.id, NEVER_SENT))
+
+
+def _settled(call: ApiCall, settlement: Settlement) -> Settled:
+    for field, value, kind in (("call", call, ApiCall), ("settlement", settlement, Settlement)):
+        if not isinstance(value, kind):
+            raise InvalidArgument(field, f"must be of type {kind.__name__}, not {type(value).__name__}")
+    return Settled(call.id, settlement)

@@ -32,7 +32,7 @@ def job_filter(
     if cleared not in {None, False, True}:
         raise InvalidArgument("cleared", "must be True, False or None")
     return listing.JobFilter(
-        statuses=_statuses(status),
+        statuses=read_statuses(status),
         session_id=session_id,
         task_type=task_type,
         api_type=api_type,
@@ -42,7 +42,12 @@ def job_filter(
     )
 
 
-def _statuses(status: Statuses) -> list[JobStatus] | None:
+def read_statuses(status: Statuses) -> list[JobStatus] | None:
+    """Return statuses as a list without repetitions; None is any.
+
+    Raises:
+        InvalidArgument: One of them is none.
+    """
     if status is None:
         return None
     several = [status] if isinstance(status, str) or not isinstance(status, Iterable) else status

@@ -6,7 +6,6 @@ import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
-from typing import Any
 
 from pydantic import JsonValue
 
@@ -15,6 +14,7 @@ from jobstore.lifecycle import JobStatus
 from jobstore.models import MAX_PRIORITY, MIN_PRIORITY, UNCHANGED, Job, Unchanged, check_schedule
 from jobstore.operations import bulk, jobs, leasing
 from jobstore.operations.listing import Cursor, JobFilter
+from jobstore.repositories import maintenance, pruning
 from jobstore.repositories.arguments import check_iterable, check_range, identifier, milliseconds, not_negative
 from jobstore.repositories.arguments import metadata as check_metadata
 from jobstore.repositories.backend import Backend
@@ -132,7 +132,8 @@ class JobControl:
     ) -> int:
         """Let all jobs run again that have failed and that the filters of `list` find, as `retry` does each.
 
-        In transactions of some hundred jobs. Each job is retried once, also one that soon fails again.
+        In transactions of some hundred jobs. Each job is retried once, also one that soon fails again. Jobs whose texts
+        were pruned stay as they are.
 
         Args:
             status: Of failed, canceled and completed; None is failed, as to repeat completed jobs costs money.
@@ -216,6 +217,7 @@ class JobControl:
         Raises:
             JobNotFound: There is no such job.
             InvalidTransition: It has not ended.
+            TextsPruned: Its prompt was removed.
         """
         return await self._backend.write(leasing.retry, identifier("job_id", job_id), wakes=True)
 
@@ -248,14 +250,56 @@ class JobControl:
             total += await self._backend.write(jobs.clear, [identifier("job_ids", one) for one in part])
         return total
 
-    async def prune(self, *, older_than: float) -> int:
-        """Delete the jobs that ended at least `older_than` seconds ago, with their attempts and files.
+    async def prune(
+        self,
+        *,
+        older_than: float | None = None,
+        keep: int | None = None,
+        status: Statuses = None,
+        task_type: str | None = None,
+        api_type: str | None = None,
+        texts_only: bool = False,
+        dry_run: bool = False,
+        secure: bool = False,
+    ) -> int:
+        """Delete jobs that have ended, with their attempts and files; those of which all that is given holds.
+
+        In transactions of a hundred jobs, beside anything: those deleted before a failure stay so.
+
+        Args:
+            older_than: They have ended at least so many seconds ago; 0 is any.
+            keep: Of those that the other filters find, whatever their age, this many stay: the ones that ended last.
+            status: Of completed, failed and canceled; None is any of them.
+            task_type: Of this task type.
+            api_type: For this API.
+            texts_only: Remove prompts and responses alone. The job stays, says so in `texts_pruned_at`, and cannot be
+                retried; to read its texts raises `TextsPruned`.
+            dry_run: Only tell how many that would be.
+            secure: Overwrite what is deleted meanwhile, then give back what is free as `store.vacuum(secure=True)`
+                does: nothing that was deleted is left in the database's file and its log. It does not reach the
+                files of large texts, which are unlinked, nor backups, snapshots, and what a file system or an SSD
+                keeps.
 
         Returns:
-            How many were deleted.
+            Of how many jobs.
+
+        Raises:
+            InvalidArgument: Neither `older_than` nor `keep` is given, an argument cannot be accepted, or `secure` is
+                asked of a database that cannot do it, such as PostgreSQL.
+            DatabaseError: With `secure`: the jobs are gone, but readers kept the log.
+
+        Example:
+            >>> await store.jobs.prune(older_than=30 * 86400, keep=1000, status="completed")
         """
-        age = not_negative("older_than", older_than)
-        return await delete_all(self._backend, jobs.prune, age)
+        rule = pruning.read_rule(older_than, keep, status, task_type, api_type, texts_only=texts_only)
+        if dry_run:
+            return await pruning.count(self._backend, rule)
+        if not secure:
+            return await pruning.prune(self._backend, rule)
+        async with self._backend.engine.overwriting():
+            pruned = await pruning.prune(self._backend, rule)
+        await maintenance.vacuum(self._backend, secure=True)
+        return pruned
 
 
 def _moment(given: datetime | Unchanged | None) -> datetime | None:
@@ -275,19 +319,3 @@ def _within(where: JobFilter, possible: Sequence[JobStatus], done: str) -> JobFi
     if not set(where.statuses) <= set(possible):
         raise InvalidArgument("status", f"must be of those that can be {done}: {', '.join(possible)}")
     return where
-
-
-async def delete_all(backend: Backend, make_operation: Any, argument: object) -> int:  # noqa: ANN401
-    """Repeat an operation that deletes some jobs until none is left; remove the files of each round."""
-
-    def remove_files(pruned: jobs.Pruned | None) -> None:
-        if pruned is not None and pruned.file_paths:
-            backend.discard(pruned.file_paths)
-
-    total = 0
-    while True:
-        pruned: jobs.Pruned = await backend.write(make_operation, argument, abandoned=remove_files)
-        remove_files(pruned)
-        total += pruned.jobs
-        if not pruned.jobs:
-            return total

@@ -54,6 +54,7 @@ class JobEnding:
 
         Raises:
             InvalidJob: The response cannot be stored, or the metadata is not JSON.
+            OutputTooLarge: The response has more than `max_output_bytes`. Nothing was changed: fail the job.
             LeaseLost: The attempt has ended in another way. Nothing was changed.
             DiskFull: There is no room. Nothing was changed: try again. If it was a streamed answer that found none,
                 what was streamed is not whole: give the answer, or fail the job.

@@ -64,7 +64,7 @@ class JobIntake(JobWork):
         Raises:
             InvalidJob: A field cannot be accepted; it names the field.
             SessionNotFound: There is no such session.
-            DiskFull: There is no room. Nothing was recorded.
+            DiskFull: There is no room. Nothing was recorded. `DiskLow`: what is left is kept for what is under way.
 
         Example:
             >>> job = await store.jobs.enqueue("Say hello", task_type="greeting", api_type="claude")
@@ -83,6 +83,7 @@ class JobIntake(JobWork):
             timeout=timeout,
             idempotency_key=idempotency_key,
         )
+        await self._backend.disk.require_room()
         job_id = new_id()
         text = await self._backend.store_text("prompt", "prompts", job_id, prompt)
         return await self._backend.write_text(text, "prompt_file_path", jobs.enqueue, job_id, new, text, wakes=True)
@@ -93,7 +94,7 @@ class JobIntake(JobWork):
         Raises:
             InvalidJob: Something is no `NewJob`; nothing of its thousand was recorded.
             SessionNotFound: A session does not exist; nothing of its thousand was recorded.
-            DiskFull: There is no room.
+            DiskFull: There is no room. `DiskLow`: what is left is kept for what is under way.
 
         Example:
             >>> await store.jobs.enqueue_many(
@@ -110,6 +111,7 @@ class JobIntake(JobWork):
     async def _enqueue_part(self, part: Sequence[NewJob]) -> list[Job]:
         for new in part:
             check_new_job(new)
+        await self._backend.disk.require_room()
         prepared: list[tuple[str, NewJob, Text]] = []
 
         def settle(made: list[Job] | None) -> None:
@@ -158,6 +160,7 @@ class JobIntake(JobWork):
         Raises:
             InvalidJob: A field cannot be accepted; it names the field.
             SessionNotFound: There is no such session.
+            DiskLow: Less room is left than `min_free_bytes`: nothing new is begun.
 
         Example:
             >>> async with store.jobs.record("Say hello", task_type="greeting", api_type="claude") as call:
@@ -188,6 +191,7 @@ class JobIntake(JobWork):
                 await call.end(None)
 
     async def _start_recorded(self, new: NewJob) -> Claim:
+        await self._backend.disk.require_room()
         job_id = new_id()
         text = await self._backend.store_text("prompt", "prompts", job_id, new.prompt)
 

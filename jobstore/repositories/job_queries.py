@@ -20,6 +20,8 @@ from jobstore.sql import Operation, fetch_one
 
 LONGEST_SLEEP = 30.0
 """Seconds after which a wait for work returns in any case: the clock may have been set meanwhile."""
+OVERDUE_SLEEP = 0.01
+"""Seconds after which it returns when something is due already, which someone may have locked for long."""
 
 
 class JobQueries:
@@ -119,6 +121,7 @@ class JobQueries:
 
         Raises:
             JobNotFound: There is no such job.
+            TextsPruned: It was removed.
             OutputError: Its file is missing, damaged, or lies outside the outputs folder.
         """
         return await texts.read_prompt(self._backend, identifier("job_id", job_id))
@@ -131,6 +134,7 @@ class JobQueries:
 
         Raises:
             JobNotFound: There is no such job.
+            TextsPruned: It was removed.
             OutputError: Its file is missing, damaged, or lies outside the outputs folder.
         """
         return await texts.read_response(self._backend, identifier("job_id", job_id))
@@ -140,6 +144,7 @@ class JobQueries:
 
         Raises:
             JobNotFound: There is no such job.
+            TextsPruned: It was removed.
             OutputError: Its file is missing, lies outside the outputs folder, or, at the end, proves damaged.
 
         Example:
@@ -155,6 +160,7 @@ class JobQueries:
 
         Raises:
             JobNotFound: There is no such job.
+            TextsPruned: It was removed.
             OutputRestarted: A new attempt has begun, or another answer was recorded than was streamed: tail again
                 from the beginning.
             OutputError: The file cannot be read.
@@ -232,7 +238,7 @@ class JobQueries:
         """Return how many seconds to sleep until a lease ends or a job falls due, at the most."""
         if due is None:
             return LONGEST_SLEEP
-        return min(LONGEST_SLEEP, max(0, due - self._backend.engine.clock()) / 1000)
+        return min(LONGEST_SLEEP, max(OVERDUE_SLEEP, (due - self._backend.engine.clock()) / 1000))
 
 
 def _status_and_rescue(now: int, job_id: str) -> Operation[tuple[JobStatus, int | None]]:

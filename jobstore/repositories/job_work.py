@@ -65,6 +65,7 @@ class JobWork(JobEnding):
 
         Raises:
             InvalidJob: An argument cannot be accepted; it names the argument.
+            DiskLow: Less room is left than `min_free_bytes`: nothing new is begun.
 
         Example:
             >>> [claim] = await store.jobs.claim("worker-1")
@@ -75,6 +76,7 @@ class JobWork(JobEnding):
         tasks, apis = names("task_types", task_types), names("api_types", api_types)
         if tasks == [] or apis == []:
             return []
+        await self._backend.disk.require_room()
         claims: list[Claim] = []
         try:
             while True:
@@ -88,9 +90,9 @@ class JobWork(JobEnding):
                     wakes=True,  # it began leases that will end, and may have rescued or promoted others' jobs
                     abandoned=self._release_claimed,
                 )
-                readable = await self._with_prompts(claimed.claims)
-                claims += readable
-                more = claimed.more_due or len(readable) < len(claimed.claims)
+                arrived = await self._arrived(claimed.claims, milliseconds)
+                claims += arrived
+                more = claimed.more_due or len(arrived) < len(claimed.claims)
                 if len(claims) == limit or not more:
                     return claims
         except BaseException:
@@ -182,6 +184,7 @@ class JobWork(JobEnding):
         Raises:
             LeaseLost: The attempt has ended.
             DiskFull: There is no room.
+            OutputTooLarge: A piece was refused: with it, there would be more than `max_output_bytes`.
             OutputError: The attempt has an output already, or the file cannot be written.
 
         Example:
@@ -211,7 +214,7 @@ class JobWork(JobEnding):
                 undo(None)
             raise
         key = (claim.job_id, claim.attempt)
-        writer = self._writers[key] = OutputWriter(file)
+        writer = self._writers[key] = OutputWriter(file, self._backend.max_output_bytes)
         try:
             yield writer
         finally:
@@ -236,18 +239,22 @@ class JobWork(JobEnding):
         if claimed is not None:
             self._release_soon(claimed.claims)
 
+    async def _arrived(self, claims: Sequence[Claim], lease: int) -> list[Claim]:
+        """Return claims as their holder gets them: those that can be read, and are held still when they are."""
+        try:
+            return await self._backend.leases.confirm(await self._with_prompts(claims), lease)
+        except BaseException:
+            self._release_soon(claims)  # what has ended meanwhile is passed over
+            raise
+
     async def _with_prompts(self, claims: Sequence[Claim]) -> list[Claim]:
         """Load the prompts that lie in files; fail the jobs whose prompt cannot be read."""
         if all(claim.job.prompt_file_path is None for claim in claims):
             return list(claims)
         loaded: list[Claim | None] = []
-        try:
-            for start in range(0, len(claims), PROMPTS_AT_ONCE):
-                batch = claims[start : start + PROMPTS_AT_ONCE]
-                loaded += await together([self._with_prompt(claim) for claim in batch])
-        except BaseException:
-            self._release_soon(claims)  # what has ended meanwhile is passed over
-            raise
+        for start in range(0, len(claims), PROMPTS_AT_ONCE):
+            batch = claims[start : start + PROMPTS_AT_ONCE]
+            loaded += await together([self._with_prompt(claim) for claim in batch])
         return [claim for claim in loaded if claim is not None]
 
     async def _with_prompt(self, claim: Claim) -> Claim | None:

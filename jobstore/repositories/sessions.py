@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import builtins
-import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,17 +11,16 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from jobstore.errors import InvalidArgument
 from jobstore.models import Session, dump_json, encode_text, first_problem
-from jobstore.operations import files, jobs, sessions
+from jobstore.operations import files, sessions
 from jobstore.repositories.arguments import check_iterable, identifier, path_text
 from jobstore.repositories.backend import Backend, new_id
-from jobstore.repositories.job_control import delete_all
+from jobstore.repositories.pruning import delete_of_session
 from jobstore.sql import Value
 
 
 def hash_project(project_directory: str | Path) -> str:
-    """Return what a project is kept by: the SHA-256 of its directory's path without a slash at its end."""
-    path = path_text("project_directory", project_directory)
-    return hashlib.sha256((path.rstrip("/") or path).encode()).hexdigest()
+    """Return what a project is kept by, after checking its directory's path."""
+    return sessions.hash_project(path_text("project_directory", project_directory))
 
 
 class _Settings(BaseModel):
@@ -94,7 +92,7 @@ class SessionRepository:
             SessionNotFound: There is no such session.
         """
         session_id = identifier("session_id", session_id)
-        await delete_all(self._backend, jobs.delete_of_session, session_id)
+        await delete_of_session(self._backend, session_id)
         await self._backend.write(sessions.delete, session_id)
 
     async def list(self, project_directory: str | Path | None = None) -> builtins.list[Session]:

@@ -29,6 +29,7 @@ async def read_prompt(backend: Backend, job_id: str) -> str:
 
 async def load_prompt(backend: Backend, job: Job) -> str:
     """Return the whole prompt of a job that was read with its texts."""
+    jobs.refuse_pruned(job)
     if job.prompt_file_path is None:
         return job.prompt or ""
     source = texts.Source(None, job.prompt_file_path, job.prompt_bytes, job.prompt_sha256)
@@ -86,6 +87,8 @@ async def tail(backend: Backend, job_id: str) -> AsyncIterator[str]:
     reader = _Tail(backend, job_id)
     while True:
         state = await backend.read(texts.latest, job_id)
+        if _place(state) is None:
+            jobs.refuse_pruned(state.job)
         waiting = not state.job.status.is_terminal and state.job.status is not JobStatus.RUNNING
         # The state was read first: if it says that the attempt has ended, the file holds all of it.
         text = "" if waiting and not reader.attempt else await reader.new_text(state)

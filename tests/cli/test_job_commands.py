@@ -469,4 +469,4 @@ def test_without_a_name_the_database_is_the_one_in_the_current_folder(
     folder.mkdir()
     assert run_process("migrate", cwd=folder).returncode == 0
     assert run_process("list", cwd=folder).returncode == 0
-    assert list(folder.iterdir()) == [folder / "jobs.db"]
+    assert sorted(folder.iterdir()) == [folder / "jobs.db", folder / "jobs.db.owner"]

@@ -47,7 +47,8 @@ def test_it_creates_a_database_and_names_each_step(command: Command, tmp_path: P
 def test_with_nothing_pending_it_says_so(command: Command) -> None:
     assert command.ok("migrate") == f"{command.database} is up to date\n"
     assert command.ok("migrate", "--dry-run") == f"{command.database} is up to date\n"
-    assert command.json("migrate") == {"database": str(command.database), "applied": [], "backup": None}
+    document = {"database": str(command.database), "applied": [], "backup": None}
+    assert command.json("migrate") == document | {"adoption": None, "not_compacted": None}
 
 
 def test_it_prints_where_the_backup_is(command: Command, foreign: Path) -> None:
@@ -60,7 +61,8 @@ def test_it_prints_where_the_backup_is(command: Command, foreign: Path) -> None:
 def test_its_document_names_the_steps_and_the_backup(command: Command, foreign: Path) -> None:
     result = command("migrate", "--db", foreign, "--json")
     [backup] = foreign.parent.glob("*.backup-*")
-    assert json.loads(result.stdout) == {"database": str(foreign), "applied": NAMES, "backup": str(backup)}
+    document = {"database": str(foreign), "applied": NAMES, "backup": str(backup)}
+    assert json.loads(result.stdout) == document | {"adoption": None, "not_compacted": None}
     assert f"applying {NAMES[0]}" in result.stderr
 
 
@@ -88,7 +90,7 @@ def test_a_dry_run_says_what_would_be_done(command: Command, foreign: Path) -> N
     lines = command.ok("migrate", "--dry-run", "--db", foreign).splitlines()
     assert lines == [f"would back up {foreign}", *(f"would apply {name}" for name in NAMES)]
     document = command.json("migrate", "--dry-run", "--db", foreign)
-    assert document == {"database": str(foreign), "pending": NAMES, "backup": True}
+    assert document == {"database": str(foreign), "pending": NAMES, "backup": True, "adoption": None}
 
 
 @pytest.mark.parametrize("option", ["--status", "--dry-run"])
@@ -114,7 +116,7 @@ def test_a_dry_run_of_a_new_database_makes_no_backup(command: Command, tmp_path:
         ("no database", "not an SQLite database"),
         ("nowhere", "does not exist"),
         ("newer", "install that version"),
-        ("changed", f"the applied step {NAMES[0]} was changed"),
+        ("changed", f"what was applied as {', '.join(NAMES)} was changed"),
         ("another program's", "use another file"),
     ],
 )

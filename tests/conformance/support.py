@@ -16,8 +16,8 @@ SPILLED = "Ein langer Text, größer als die Zeile. " * 2000
 """Above the inline limit of 64 KiB: it goes to a file."""
 
 TABLES = (
-    "sessions", "included_files", "excluded_files", "background_jobs", "job_attempts", "lanes", "cached_state",
-    "key_value_store",
+    "sessions", "included_files", "excluded_files", "background_jobs", "job_attempts", "api_calls", "lanes",
+    "cached_state", "key_value_store",
 )  # fmt: skip
 
 

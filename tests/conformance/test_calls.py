@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import fields
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,8 +24,11 @@ from jobstore import (
     Settlement,
     UnknownPolicy,
     Usage,
+    execute_many,
 )
+from jobstore.operations import pruning
 from jobstore.operations.promotion import end_leases
+from jobstore.operations.pruning import FIRST, Rule
 from jobstore.testing import FakeClock
 from tests.conformance.support import claim, enqueue, eventually, start
 
@@ -161,6 +166,18 @@ async def test_no_call_is_noted_for_an_attempt_that_has_ended(store: JobStore, c
     with pytest.raises(LeaseLost):
         await begin(store, held)
     assert await store.calls.list(held.job_id) == []
+
+
+async def test_no_call_is_left_open_by_a_rescue_at_the_same_time(
+    store: JobStore, database: Path | str, outputs: Path, clock: FakeClock
+) -> None:
+    async with JobStore(database, outputs=outputs, clock=clock) as other:
+        for _ in range(20):
+            held = await start(store, max_attempts=1)
+            await asyncio.gather(begin(store, held), other.run(end_leases), return_exceptions=True)
+        await other.run(end_leases)
+    left = await store.execute("SELECT status FROM api_calls WHERE status <> 'unknown'")
+    assert left == []
 
 
 @pytest.mark.parametrize("end", list(ENDS)[:-1])
@@ -307,6 +324,21 @@ async def test_calls_go_with_their_job(store: JobStore) -> None:
     assert await store.execute("SELECT 1 AS found FROM api_calls") == []
 
 
+async def test_jobs_with_many_calls_are_pruned_in_several_rounds(store: JobStore) -> None:
+    columns = "id, job_id, attempt, provider, status, sent_at"
+    sql = f"INSERT INTO api_calls ({columns}) VALUES (:id, :job_id, 1, 'anthropic', 'sent', 1)"
+    for number in range(3):
+        held = await start(store)
+        rows = [{"id": f"{number} {call}", "job_id": held.job_id} for call in range(600)]
+        await store.run(lambda _now, rows=rows: execute_many(sql, rows))
+        await store.jobs.complete(held)
+    last = await store.run(pruning.newest, Rule())
+    assert last is not None
+    assert len(await store.run(pruning.doomed, Rule(), FIRST, last)) == 1
+    assert await store.jobs.prune(older_than=0) == 3
+    assert await store.execute("SELECT 1 AS found FROM api_calls") == []
+
+
 async def test_what_a_server_says_cannot_keep_a_call_from_being_settled(store: JobStore) -> None:
     held = await start(store)
     call = await begin(store, held)
@@ -351,12 +383,26 @@ async def test_arguments_are_checked(store: JobStore, wrong: dict[str, Any], fie
     assert await store.calls.list(held.job_id) == []
 
 
+async def test_what_is_no_call_cannot_be_settled(store: JobStore) -> None:
+    held = await start(store)
+    call = await begin(store, held)
+    for field, wrong in (("call", (call.id, SUCCEEDED)), ("settlement", (call, "succeeded"))):
+        for settle in (store.calls.settle, partial(_settle_with_end, store, held)):
+            with pytest.raises(InvalidArgument) as refusal:
+                await settle(*wrong)  # type: ignore[operator]
+            assert refusal.value.field == field
+
+
 async def test_unknown_calls_and_jobs(store: JobStore) -> None:
     job = await enqueue(store)
     assert await store.calls.list(job.id) == await store.calls.list("no such job") == []
     with pytest.raises(CallNotFound) as failure:
         await store.calls.get("no such call")
     assert failure.value.call_id == "no such call"
+
+
+async def _settle_with_end(store: JobStore, held: Claim, call: ApiCall, settlement: Settlement) -> None:
+    store.calls.settle_with_end(held, call, settlement)
 
 
 async def _is(store: JobStore, held: Claim, expected: list[tuple[int, str]]) -> bool:

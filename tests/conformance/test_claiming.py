@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -189,6 +190,36 @@ async def test_an_unreadable_prompt_does_not_make_a_claim_come_back_empty(store:
     bad, good = await enqueue(store, SPILLED), await enqueue(store, "small")
     (outputs_folder(store) / bad.prompt_file_path).unlink()
     assert [claim.job_id for claim in await store.jobs.claim("worker-1", limit=1)] == [good.id]
+
+
+@pytest.mark.parametrize("rivals", [True, False])
+async def test_claims_that_took_longer_to_arrive_than_their_lease_are_confirmed_or_left_out(
+    store: JobStore,
+    database: Path | str,
+    clock: FakeClock,
+    monkeypatch: pytest.MonkeyPatch,
+    rivals: bool,  # noqa: FBT001
+) -> None:
+    job, _ = await enqueue(store, SPILLED), await enqueue(store, "small")
+    read = store.jobs._backend.outputs.read
+
+    async def claim_as_another() -> list[Claim]:
+        async with JobStore(database, outputs=outputs_folder(store), clock=clock) as another:
+            return await another.jobs.claim("another", limit=1)
+
+    def read_slowly(*args: Any) -> bytes:  # noqa: ANN401
+        monkeypatch.undo()
+        clock.advance(31)
+        if rivals:
+            [claim] = asyncio.run(claim_as_another())  # in the thread that reads
+            assert claim.job_id == job.id
+        return read(*args)
+
+    monkeypatch.setattr(store.jobs._backend.outputs, "read", read_slowly)
+    claims = await store.jobs.claim("worker-1", limit=2, lease=30)
+    assert prompts(claims) == (["small"] if rivals else [SPILLED, "small"])
+    assert {one.lease_expires_at for one in claims} == {soon(clock, 30)}
+    assert all(beat.extended for beat in await store.jobs.heartbeat(claims))
 
 
 async def test_a_cancelled_claim_gives_its_jobs_back_whatever_it_was_doing(store: JobStore) -> None:

@@ -133,9 +133,13 @@ async def test_a_cancel_scope_marks_the_call_canceled(store: JobStore) -> None:
 
 
 async def test_a_timeout_marks_the_call_canceled(store: JobStore) -> None:
-    with pytest.raises(TimeoutError):
-        async with asyncio.timeout(0.05), store.jobs.record("Say hello", **LANE):
+    async def call() -> None:
+        async with asyncio.timeout(None) as limit, store.jobs.record("Say hello", **LANE):
+            limit.reschedule(0)  # it has begun, however long that took
             await asyncio.Event().wait()
+
+    with pytest.raises(TimeoutError):
+        await call()
     assert (await store.jobs.get(await only_job(store))).status is JobStatus.CANCELED
 
 

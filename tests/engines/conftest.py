@@ -10,6 +10,8 @@ import pytest
 from jobstore import JobStore
 from jobstore.engines.sqlite import SQLiteEngine
 
+pytest.register_assert_rewrite("tests.engines.postgres_support")  # so that its assertions tell what they saw
+
 OnWriter = Callable[[Callable[[sqlite3.Connection], object]], Awaitable[object]]
 
 

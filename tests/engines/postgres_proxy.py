@@ -16,6 +16,9 @@ When = Literal["before", "during", "after", "ended"]
 """Before the statement reaches the server; as soon as it was sent on; once the server has answered it; or with the
 answer, and with the server's word that an administrator ends the session in place of that it is ready for more."""
 
+KEY = b"K\0\0\0\14"
+"""What the server's word begins with that tells the number of its process."""
+
 READY = b"Z\0\0\0\5"
 """What every answer ends with, but for one letter."""
 
@@ -41,6 +44,10 @@ class Proxy:
         self.refused = 0
         self.keeps_servers = False
         """Whether the server hears nothing of a cut: its side stays open, as if the client's host had vanished."""
+        self.pools = False
+        """Whether it passes for a pooler: it tells another number than the server's process has."""
+        self.hides = b""
+        """What of the client's words it keeps to itself, as poolers do with options."""
 
     @property
     def cuts_left(self) -> int:
@@ -49,6 +56,10 @@ class Proxy:
     def cut(self, text: bytes, *when: When) -> None:
         """Cut the connections on which a text is sent next, one after the other."""
         self._cuts += [(text, moment) for moment in when]
+
+    def forget_cuts(self) -> None:
+        """Cut no connection any more."""
+        self._cuts.clear()
 
     @asynccontextmanager
     async def listening(self) -> AsyncIterator[Proxy]:
@@ -82,7 +93,7 @@ class Proxy:
         held_back: asyncio.Future[When] = asyncio.get_running_loop().create_future()
         pumps = [
             asyncio.ensure_future(self._send_on(reader, to_server, held_back)),
-            asyncio.ensure_future(_answer(from_server, writer, held_back)),
+            asyncio.ensure_future(self._answer(from_server, writer, held_back)),
         ]
         try:
             await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
@@ -115,22 +126,26 @@ class Proxy:
                 return
             if when in {"after", "ended"}:
                 cut.set_result(when)
-            server.write(data)
+            server.write(data.replace(self.hides, b" " * len(self.hides)) if self.hides else data)
             await server.drain()
             if when is not None:
                 return
 
-
-async def _answer(server: asyncio.StreamReader, client: asyncio.StreamWriter, cut: asyncio.Future[When]) -> None:
-    """Send back what the server says, until it ends or the connection is to be cut instead."""
-    with contextlib.suppress(ConnectionError):
-        while data := await server.read(65536):
-            if cut.done():
-                if cut.result() == "ended":
-                    client.write(data[: data.rindex(READY)] + _ending())
-                    await client.drain()
-                return
-            client.write(data)
+    async def _answer(
+        self, server: asyncio.StreamReader, client: asyncio.StreamWriter, cut: asyncio.Future[When]
+    ) -> None:
+        """Send back what the server says, until it ends or the connection is to be cut instead."""
+        greeted = not self.pools
+        with contextlib.suppress(ConnectionError):
+            while data := await server.read(65536):
+                if cut.done():
+                    if cut.result() == "ended":
+                        client.write(data[: data.rindex(READY)] + _ending())
+                        await client.drain()
+                    return
+                if not greeted and (at := data.find(KEY)) >= 0:
+                    greeted, data = True, data[: at + len(KEY)] + b"\0\0\0\1" + data[at + len(KEY) + 4 :]
+                client.write(data)
 
 
 def _ending() -> bytes:

@@ -79,11 +79,11 @@ async def test_a_lone_caller_waits_for_two_round_trips(store: JobStore, monkeypa
     for module in (postgres_driver, postgres_writer):
         monkeypatch.setattr(module, "run_together", counted)
     await store.jobs.enqueue("p", task_type="t", api_type="a")
-    begin_and_insert, mark_and_commit = 3, 3
-    assert trips == [begin_and_insert, mark_and_commit]
+    begin_look_and_insert, mark_and_commit = 4, 3
+    assert trips == [begin_look_and_insert, mark_and_commit]
     [claim] = await store.jobs.claim("worker")
     await store.jobs.complete(claim, "done")
-    assert trips == [begin_and_insert, mark_and_commit] * 3
+    assert trips == [begin_look_and_insert, mark_and_commit] * 3
 
 
 async def test_the_plan_of_what_runs_all_day_is_kept(store: JobStore) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
@@ -10,10 +11,12 @@ from typing import Any
 
 import pytest
 
+from jobstore.calls import Settlement
 from jobstore.engines import sqlite_driver
 from jobstore.engines.sqlite import connect_writer
+from jobstore.lifecycle import CallStatus
 from jobstore.migrate import Migrator
-from jobstore.operations import jobs, leasing, listing
+from jobstore.operations import calls, jobs, leasing, listing, pruning
 from jobstore.sql import Operation, Statement
 
 NOW = 1_750_000_000_000
@@ -78,6 +81,12 @@ CASES: dict[str, tuple[Operation[Any], list[str]]] = {
         leasing.heartbeat(NOW, [("a", 1), ("b", 2)], 1),
         ["SEARCH job_attempts USING PRIMARY KEY (job_id=?)"],
     ),
+    "the calls of a job": (calls.calls(NOW, "a"), ["api_calls_by_job (job_id=?)"]),
+    "the key of the last call": (calls.key_to_reuse(NOW, "a"), ["api_calls_by_job (job_id=?)"]),
+    "settle a call": (
+        calls.settle(NOW, calls.Settled("a", Settlement(status=CallStatus.FAILED))),
+        ["sqlite_autoindex_api_calls_1 (id=?)"],
+    ),
     "what falls due next": (jobs.next_due(NOW), ["job_attempts_lease", "background_jobs_due"]),
     "list all": (
         listing.list_jobs(NOW, listing.JobFilter(), "newest", 50, None),
@@ -99,7 +108,19 @@ CASES: dict[str, tuple[Operation[Any], list[str]]] = {
         listing.count_jobs(NOW, listing.JobFilter(session_id="s")),
         ["COVERING INDEX background_jobs_by_session (session_id=? AND status=? AND cleared=?"],
     ),
-    "prune": (jobs.prune(NOW, 1), ["background_jobs_finished (finished_at<?)"]),
+    "find what is old": (
+        pruning.doomed(NOW, pruning.Rule(older_than=1), pruning.FIRST, pruning.Position(NOW, "")),
+        ["background_jobs_finished ((finished_at,id)>(?,?) AND (finished_at,id)<(?,?))"],
+    ),
+    "find the newest": (pruning.newest(NOW, pruning.Rule(keep=5)), ["background_jobs_finished"]),
+    "prune": (
+        pruning.delete(NOW, ["a", "b"], pruning.Position(NOW, "")),
+        ["sqlite_autoindex_background_jobs_1 (id=?)"],
+    ),
+    "prune texts": (
+        pruning.remove_texts(NOW, ["a", "b"], pruning.Position(NOW, "")),
+        ["sqlite_autoindex_background_jobs_1 (id=?)"],
+    ),
     "clear what has finished": (
         jobs.clear_finished(NOW, 1, (0, "")),
         ["COVERING INDEX background_jobs_finished ((finished_at,id)>(?,?) AND finished_at<?)"],
@@ -125,3 +146,10 @@ def test_counting_by_status_and_lane_reads_an_index_alone(connection: sqlite3.Co
     assert tables_scanned(plans(connection, listing.stats(NOW))) == [
         "SCAN background_jobs USING COVERING INDEX background_jobs_list"
     ]
+
+
+def test_what_ends_calls_with_their_attempt_looks_at_those_of_the_attempt_alone(connection: sqlite3.Connection) -> None:
+    [(trigger,)] = connection.execute("SELECT sql FROM sqlite_schema WHERE name = 'job_attempts_end_calls'").fetchall()
+    statement = re.sub(r"NEW\.\w+", "?", trigger.partition("BEGIN")[2].partition(";")[0])
+    plan = [row[3] for row in connection.execute(f"EXPLAIN QUERY PLAN {statement}", ("a", 1, 1)).fetchall()]
+    assert plan == ["SEARCH api_calls USING INDEX api_calls_by_job (job_id=? AND attempt=?)"]

@@ -76,11 +76,15 @@ async def test_on_a_connection_of_aiosqlite(with_orders: JobStore, database: Pat
     assert await committed(with_orders) == ((["by hand", "by the operation"], 1) if commit else ([], 0))
 
 
+class OwnConnection(psycopg.AsyncConnection[Any]):
+    """As programs derive their own."""
+
+
 @pytest.mark.parametrize("commit", [True, False])
 async def test_on_a_connection_of_psycopg(fresh_database: str, commit: bool) -> None:  # noqa: FBT001
     async with JobStore(fresh_database, migrate=True) as store:
         await store.execute("CREATE TABLE orders (item TEXT)")
-        async with await psycopg.AsyncConnection.connect(fresh_database) as connection:
+        async with await OwnConnection.connect(fresh_database) as connection:
             await connection.execute("INSERT INTO orders (item) VALUES ('by hand')")
             seen = await store.jobs.wake()
             job = await drive(connection, order())
@@ -91,18 +95,45 @@ async def test_on_a_connection_of_psycopg(fresh_database: str, commit: bool) -> 
             assert await store.jobs.get(job.id) == job
 
 
-async def test_on_a_connection_of_sqlalchemy_to_postgresql(fresh_database: str) -> None:
+@pytest.mark.parametrize("commit", [True, False])
+async def test_the_operation_may_be_the_first_thing_in_a_transaction(fresh_database: str, commit: bool) -> None:  # noqa: FBT001
     async with JobStore(fresh_database, migrate=True) as store:
         await store.execute("CREATE TABLE orders (item TEXT)")
-        engine = create_async_engine(fresh_database.replace("postgresql://", "postgresql+psycopg://"))
-        async with engine.begin() as connection:
-            await connection.execute(text("INSERT INTO orders (item) VALUES ('by hand')"))
+        async with await psycopg.AsyncConnection.connect(fresh_database) as connection:
             await drive(connection, order())
-        async with engine.connect() as connection:
-            with pytest.raises(InvalidArgument):
+            await connection.execute("INSERT INTO orders (item) VALUES ('by hand')")
+            await (connection.commit() if commit else connection.rollback())
+        assert await committed(store) == ((["by hand", "by the operation"], 1) if commit else ([], 0))
+
+
+@pytest.mark.parametrize("commit", [True, False])
+@pytest.mark.parametrize("first", [True, False])
+async def test_on_a_connection_of_sqlalchemy(
+    with_orders: JobStore,
+    database: Path,
+    fresh_database: str,
+    commit: bool,  # noqa: FBT001
+    first: bool,  # noqa: FBT001
+) -> None:
+    async with JobStore(fresh_database, migrate=True) as on_server:
+        await on_server.execute("CREATE TABLE orders (item TEXT)")
+        for store, url in (
+            (with_orders, f"sqlite+aiosqlite:///{database}"),
+            (on_server, fresh_database.replace("postgresql://", "postgresql+psycopg://")),
+        ):
+            engine = create_async_engine(url)
+            async with engine.connect() as connection:
+                await connection.begin()
+                if not first:
+                    await connection.execute(text("INSERT INTO orders (item) VALUES ('by hand')"))
                 await drive(connection, order())
-        await engine.dispose()
-        assert await committed(store) == (["by hand", "by the operation"], 1)
+                if first:
+                    await connection.execute(text("INSERT INTO orders (item) VALUES ('by hand')"))
+                await (connection.commit() if commit else connection.rollback())
+                with pytest.raises(InvalidArgument):  # there is none any more
+                    await drive(connection, order())
+            await engine.dispose()
+            assert await committed(store) == ((["by hand", "by the operation"], 1) if commit else ([], 0))
 
 
 async def test_an_operation_that_fails_takes_back_what_it_did_and_no_more(
@@ -138,11 +169,13 @@ async def test_a_connection_without_a_transaction_is_refused(database: Path, fre
         await refused(threaded)
     async with await psycopg.AsyncConnection.connect(fresh_database, autocommit=True) as connection:
         await refused(connection)
-    await refused("a text")
+    with psycopg.connect(fresh_database) as blocking:
+        await refused(blocking, r"not psycopg\.Connection")
+    await refused("a text", r"not builtins\.str")
 
 
-async def refused(connection: Any) -> None:  # noqa: ANN401
-    with pytest.raises(InvalidArgument) as refusal:
+async def refused(connection: Any, reason: str = "begin one") -> None:  # noqa: ANN401
+    with pytest.raises(InvalidArgument, match=reason) as refusal:
         await drive(connection, order())
     assert refusal.value.field == "connection"
 

@@ -15,7 +15,16 @@ from jobstore.databases import find_database
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-SAID = ["Hello, world!", "paused\n1", "completed Hello 1", "Hello! (stop)", "First, …", "idle", "Hello!"]
+SAID = [
+    "Hello, world!",
+    "paused\n1",
+    "completed Hello 1",
+    "Hello! (stop)",
+    "First, …",
+    "idle",
+    "Hello!",
+    "1\nTrue canceled",
+]
 
 
 @pytest.mark.parametrize(("block", "said"), list(zip(BLOCKS, SAID, strict=True)), ids=SAID)

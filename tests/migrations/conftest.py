@@ -2,34 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import sqlite3
-import subprocess
-import sys
-import tempfile
-from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from jobstore.migrate import Step, load_steps
-
-NOBODY = 65534
-
-_AS_NOBODY = f"""
-import os, sys
-import jobstore.store
-from jobstore.migrate import load_steps
-if os.getuid() == 0:
-    os.setgroups([])
-    os.setgid({NOBODY})
-    os.setuid({NOBODY})
-try:
-    load_steps()
-except PermissionError:
-    sys.exit(77)
-"""
 
 
 class StepFolder:
@@ -65,30 +44,3 @@ def foreign(tmp_path: Path) -> Path:
             """
         )
     return path
-
-
-@pytest.fixture
-def public_folder() -> Iterator[Path]:
-    """A folder that every user can reach."""
-    with tempfile.TemporaryDirectory(prefix="jobstore-test-") as name:
-        folder = Path(name)
-        folder.chmod(0o755)
-        yield folder
-        folder.chmod(0o755)
-
-
-@pytest.fixture
-def run_as_nobody() -> Callable[[str, Path], str]:
-    """Run Python code as a user who may do nothing, `path` being its variable; return what it prints."""
-
-    def run(code: str, path: Path) -> str:
-        if os.name == "nt":
-            pytest.skip("Windows has no users to change to")
-        script = f"{_AS_NOBODY}\nfrom pathlib import Path\npath = Path({str(path)!r})\n{code}"
-        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
-        if done.returncode == 77:
-            pytest.skip("the package lies in a folder that other users cannot read")
-        assert done.returncode == 0, done.stderr
-        return done.stdout.strip()
-
-    return run

@@ -148,7 +148,7 @@ def test_a_backup_that_is_interrupted_is_removed(old: Path, steps: StepFolder, m
     def interrupt(_folder: Path) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(files, "_sync_folder", interrupt)
+    monkeypatch.setattr(files, "sync_folder", interrupt)
     with pytest.raises(KeyboardInterrupt):
         migrate(old, steps)
     assert backups_of(old) == []

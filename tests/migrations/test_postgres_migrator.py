@@ -18,9 +18,10 @@ import psycopg
 import pytest
 
 from jobstore import DatabaseBusy, DatabaseNotFound, JobStore, MigrationRequired, SchemaMismatch
+from jobstore.engines.postgres_schema import SCHEMA_LOCK
 from jobstore.migrate import POSTGRES_STEPS, Migrator, Step, load_steps
 from jobstore.migrate import postgres as postgres_migrate
-from jobstore.migrate.postgres import LOCK, PostgresMigrator
+from jobstore.migrate.postgres import PostgresMigrator
 from tests.postgres import in_schema
 
 if TYPE_CHECKING:
@@ -255,7 +256,7 @@ def test_a_migrator_that_is_killed_leaves_nothing_and_another_goes_on(fresh_data
 
 def test_of_several_migrators_at_once_one_applies_each_step(fresh_database: str) -> None:
     with psycopg.connect(fresh_database) as gate, psycopg.connect(fresh_database, autocommit=True) as onlooker:
-        gate.execute("SELECT pg_advisory_xact_lock(%s, hashtext('public'))", (LOCK,))
+        gate.execute("SELECT pg_advisory_xact_lock(%s, hashtext('public'))", (SCHEMA_LOCK,))
         processes = [run_process("-m", "jobstore.migrate", "--db", fresh_database, "--json") for _ in range(MIGRATORS)]
         waiting = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'advisory'"
         while onlooker.execute(waiting).fetchone() != (MIGRATORS,):
@@ -271,7 +272,7 @@ def test_a_migrator_that_keeps_its_lock_is_not_waited_for_without_end(
 ) -> None:
     monkeypatch.setattr(postgres_migrate, "BUSY_DEADLINE", 0.05)
     with psycopg.connect(fresh_database) as gate:
-        gate.execute("SELECT pg_advisory_xact_lock(%s, hashtext('public'))", (LOCK,))
+        gate.execute("SELECT pg_advisory_xact_lock(%s, hashtext('public'))", (SCHEMA_LOCK,))
         with pytest.raises(DatabaseBusy):
             migrator(fresh_database).run()
     assert migrator(fresh_database).run().applied == NAMES
@@ -298,7 +299,7 @@ def test_a_changed_step_is_named(fresh_database: str, steps: StepFolder) -> None
     steps.add("0001_first.sql", "SELECT 11;")
     steps.add("0003_third.sql", "CREATE TABLE t (x INTEGER);")
     for act in (migrator(fresh_database, steps.load()).status, migrator(fresh_database, steps.load()).run):
-        with pytest.raises(SchemaMismatch, match="the applied step 0001_first was changed") as refusal:
+        with pytest.raises(SchemaMismatch, match="what was applied as 0001_first was changed") as refusal:
             act()
         assert refusal.value.steps == ("0001_first",)
     assert tables_of(fresh_database) == {"migrations"}

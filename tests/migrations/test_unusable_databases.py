@@ -122,7 +122,7 @@ def test_a_pending_migration_names_the_command_that_works(tmp_path: Path, name: 
     assert python == "python"
     subprocess.run([sys.executable, *arguments], check=True, capture_output=True, timeout=60)
     asyncio.run(use(database))
-    assert {path.name for path in tmp_path.iterdir()} == {name}
+    assert {path.name for path in tmp_path.iterdir()} == {name, f"{name}.owner"}
 
 
 async def use(database: Path) -> None:

@@ -50,9 +50,11 @@ PUBLIC = [
     "DatabaseBusy",
     "DatabaseCorrupt",
     "DatabaseError",
+    "DatabaseInUse",
     "DatabaseNotFound",
     "DiskFailed",
     "DiskFull",
+    "DiskLow",
     "Explanation",
     "ExplanationReason",
     "Heartbeat",
@@ -68,6 +70,7 @@ PUBLIC = [
     "Lane",
     "LaneStats",
     "LeaseLost",
+    "LoadError",
     "MakeOperation",
     "MigrationRequired",
     "NewJob",
@@ -75,21 +78,26 @@ PUBLIC = [
     "Operation",
     "OutputError",
     "OutputRestarted",
+    "OutputTooLarge",
     "Page",
     "Pause",
     "PoolTimeout",
     "PromotionError",
     "ReadOnlyDatabase",
+    "RetentionPolicy",
     "Row",
     "SchemaMismatch",
     "Session",
     "SessionNotFound",
     "Settlement",
+    "Space",
     "StatementFailed",
     "StoreClosed",
+    "TextsPruned",
     "Unchanged",
     "UnknownPolicy",
     "Usage",
+    "Vacuumed",
     "WorkerInfo",
     "close_database",
     "drive",
@@ -126,7 +134,18 @@ def test_public_classes_say_what_they_are(kind: type) -> None:
 
 def test_every_public_method_of_the_repositories_is_documented() -> None:
     store = jobstore.JobStore
-    for name in ("jobs", "lanes", "workers", "sessions", "files", "cached_state", "kv", "migrations"):
+    for name in (
+        "jobs",
+        "lanes",
+        "workers",
+        "retention",
+        "tables",
+        "sessions",
+        "files",
+        "cached_state",
+        "kv",
+        "migrations",
+    ):
         repository = inspect.signature(getattr(store, name).fget).return_annotation
         module = inspect.getmodule(store)
         assert module is not None

@@ -98,7 +98,9 @@ async def working(folder: Path, database: Database, *options: object) -> AsyncIt
     log = folder / "log"
     with (
         log.open("wb") as errors,
-        subprocess.Popen(command, cwd=folder, env=environment, stderr=errors) as process,  # noqa: ASYNC220 - at once
+        subprocess.Popen(  # noqa: ASYNC220 - at once
+            command, cwd=folder, env=environment, stdout=errors, stderr=errors
+        ) as process,
     ):
         try:
             yield Running(process, log)
@@ -147,7 +149,7 @@ async def test_several_processes_share_the_work_and_end_when_it_is_done(
     store: JobStore, folder: Path, database: Database
 ) -> None:
     jobs = await enqueue(store, "quick", 50)
-    async with working(folder, database, "--processes", 3, "--drain") as supervisor:
+    async with working(folder, database, "--processes", 2, "--drain") as supervisor:
         assert await supervisor.ends() == 0
     assert await all_are(store, jobs, JobStatus.COMPLETED)
     assert {(await store.jobs.get(job.id)).attempt for job in jobs} == {1}
@@ -166,8 +168,9 @@ async def test_options_reach_every_process(store: JobStore, folder: Path, databa
 # Stopping
 
 
-@on_both
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    ("database", "number"), [("sqlite", signal.SIGINT), ("postgres", signal.SIGTERM)], indirect=["database"]
+)
 async def test_a_signal_lets_what_runs_end_in_all_processes(
     store: JobStore, folder: Path, database: Database, number: int
 ) -> None:
@@ -246,20 +249,23 @@ async def test_the_processes_end_when_the_supervisor_is_killed(
 # Crashing
 
 
-@on_both
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV])
+@pytest.mark.parametrize(
+    ("database", "processes", "number"),
+    [("sqlite", 1, signal.SIGSEGV), ("postgres", 2, signal.SIGKILL)],
+    indirect=["database"],
+)
 async def test_a_process_that_crashes_is_started_again(
-    store: JobStore, folder: Path, database: Database, number: int
+    store: JobStore, folder: Path, database: Database, processes: int, number: int
 ) -> None:
-    async with working(folder, database, "--processes", 2) as supervisor:
-        before = await live(store, 2)
-        os.kill(before[0].pid, number)
-        after = await live(store, 1, other_than=frozenset(worker.pid for worker in before))
-        assert before[1].pid != after[0].pid
+    async with working(folder, database, "--processes", processes) as supervisor:
+        crashing, *others = await live(store, processes)
+        os.kill(crashing.pid, number)
+        [after] = await live(store, 1, other_than=frozenset(worker.pid for worker in [crashing, *others]))
+        assert after.started_at > crashing.started_at
         assert f"was ended by {signal.Signals(number).name}: it starts again in 0.5 s" in supervisor.log
         jobs = await enqueue(store, "quick", 10)
         await eventually(lambda: all_are(store, jobs, JobStatus.COMPLETED))
-        assert not gone(before[1].pid)
+        assert not any(gone(other.pid) for other in others)
         supervisor.process.terminate()
         assert await supervisor.ends() == 0
 
@@ -524,6 +530,7 @@ def worker(store):
 
     @worker.handles("deaf")
     async def deaf(job):
+        print("what a handler has printed")
         Path(f"begun-{job.job.id}").touch()
         while True:
             try:
@@ -540,19 +547,31 @@ def worker(store):
 """
 
 
-@pytest.mark.parametrize("options", [[], ["--processes", 2]], ids=["alone", "supervised"])
 async def test_a_handler_that_swallows_its_cancellation_does_not_keep_its_process(
-    store: JobStore, folder: Path, database: Database, options: list[object]
+    store: JobStore, folder: Path, database: Database
 ) -> None:
     (folder / "tasks_of_mine.py").write_text(STUBBORN, encoding="utf-8")
     jobs = await enqueue(store, "deaf")
-    async with working(folder, database, *options, "--grace", 0) as program:
+    async with working(folder, database, "--processes", 1, "--grace", 0) as program:
         await begun(folder, jobs)
         program.process.terminate()
         assert await program.ends() == 0
         assert "the process ends without them" in program.log
+        assert "what a handler has printed" in program.log
     assert await all_are(store, jobs, JobStatus.IDLE)
     assert await store.workers.list() == []
+
+
+async def test_nor_does_it_once_the_database_has_failed_for_good(
+    store: JobStore, folder: Path, database: Database
+) -> None:
+    (folder / "tasks_of_mine.py").write_text(STUBBORN, encoding="utf-8")
+    jobs = await enqueue(store, "deaf")
+    async with working(folder, database) as program:
+        await begun(folder, jobs)
+        await store.execute("ALTER TABLE lanes RENAME TO lost")  # which wakes it
+        assert await program.ends() == 1
+        assert "the process ends without them after this: no such table: lanes" in program.log
 
 
 async def test_a_program_that_a_handler_starts_does_not_read_the_orders(

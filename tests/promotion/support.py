@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jobstore import JobStore, NewJob, Usage
+from jobstore import CallStatus, JobStore, NewJob, Settlement, Usage
 from jobstore.databases import find_database
 from jobstore.operations.promotion import TABLES
 
@@ -23,6 +23,7 @@ async def fill(store: JobStore) -> None:
     await store.files.set_excluded(session.id, ["secret.txt"])
     await store.cached_state.set("/src/app", "tabs", ["x", "\0"], ttl=3600)
     await store.kv.set("theme", {"dark": True})
+    await store.retention.set("old texts", removes="texts", older_than=3600, keep=5, status="failed")
     await completed(store, "small", "short answer", session_id=session.id, metadata={"z": 1, "a": "\0"})
     await completed(store, LARGE, LARGE[::-1], idempotency_key="once")
     await completed(store, WITH_NUL, WITH_NUL)
@@ -53,6 +54,11 @@ async def failed_with_partial(store: JobStore) -> None:
     claim = await claimed(store, "partial")
     async with store.jobs.output(claim) as output:
         await output.write("as far as it came: ä")
+    usage = Usage(input_tokens=3, output_tokens=2**62, cost=0.1 + 0.2)
+    call = await store.calls.begin(claim, provider="anthropic", model="ä")
+    told = Settlement(status=CallStatus.TRUNCATED, usage=usage, duration=1 / 3, raw_usage={"z": "nul \0", "a": [1.5]})
+    await store.calls.settle(call, told)
+    await store.calls.begin(claim, provider="anthropic", on_unknown="hold")  # unknown with the end of the attempt
     await store.jobs.fail(claim, "no more", error_type="Boom")
 
 

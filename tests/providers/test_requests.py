@@ -270,10 +270,12 @@ def make_no_image(folder: Path, kind: str) -> str:
             path.mkdir()
         case "nul":
             return f"{path}\0"
+        case "long":
+            return f"{path}{'x' * 5000}"
     return str(path)
 
 
-@pytest.mark.parametrize("kind", ["text", "large", "pipe", "folder", "missing", "nul"])
+@pytest.mark.parametrize("kind", ["text", "large", "pipe", "folder", "missing", "nul", "long"])
 async def test_what_is_no_image_is_refused_and_nothing_is_sent(
     server: LLMServer, openai: Speaker, tmp_path: Path, kind: str
 ) -> None:

@@ -8,7 +8,7 @@ from functools import cache
 from itertools import pairwise
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jobstore import Usage
@@ -25,7 +25,10 @@ WHOLE = Answer(
     usage=Usage(input_tokens=7, output_tokens=5),
 )
 CUT = Answer(WHOLE.text, ending="early_end")
-UNIQUE = {"max_examples": 12, "deadline": None, "suppress_health_check": [HealthCheck.function_scoped_fixture]}
+rounds = pytest.mark.parametrize("rounds", [12, pytest.param(200, marks=pytest.mark.full)])
+apis = pytest.mark.parametrize("api", APIS)
+cuts = st.lists(st.floats(0, 1), max_size=30)
+"""Parts of a stream's length."""
 
 
 def stream_of(api: API, answer: Answer) -> bytes:
@@ -64,38 +67,51 @@ async def listen(speaker: Speaker) -> list[Event] | ProviderError:
         return error
 
 
-@pytest.mark.parametrize("api", APIS)
-@given(places=st.lists(st.floats(0, 1), max_size=30))
-@settings(**UNIQUE)  # type: ignore[arg-type]
-def test_pieces_of_any_size_say_the_same(api: API, places: list[float]) -> None:
+@apis
+@rounds
+def test_pieces_of_any_size_say_the_same(api: API, rounds: int) -> None:
     data = stream_of(api, WHOLE)
-    assert asyncio.run(hear(api, cut_at(data, places))) == heard_whole(api)
+
+    @settings(max_examples=rounds, deadline=None)
+    @given(places=cuts)
+    def holds(places: list[float]) -> None:
+        assert asyncio.run(hear(api, cut_at(data, places))) == heard_whole(api)
+
+    holds()
 
 
-@pytest.mark.parametrize("api", APIS)
+@apis
 def test_single_bytes_say_the_same(api: API) -> None:
     data = stream_of(api, WHOLE)
     assert asyncio.run(hear(api, (data[i : i + 1] for i in range(len(data))))) == heard_whole(api)
 
 
-@pytest.mark.parametrize("api", APIS)
-@given(end=st.floats(0, 1, exclude_max=True), places=st.lists(st.floats(0, 1), max_size=5))
-@settings(**UNIQUE)  # type: ignore[arg-type]
-def test_a_stream_that_ends_anywhere_before_its_end_is_never_complete(
-    api: API, end: float, places: list[float]
-) -> None:
+@apis
+@rounds
+def test_a_stream_that_ends_anywhere_before_its_end_is_never_complete(api: API, rounds: int) -> None:
     data = stream_of(api, CUT)
-    heard = asyncio.run(hear(api, cut_at(data[: round(end * len(data))], places)))
-    assert isinstance(heard, ProviderError)
-    assert heard.category in {"truncated", "server_error"}
-    assert heard.retryable
+
+    @settings(max_examples=rounds, deadline=None)
+    @given(end=st.floats(0, 1, exclude_max=True), places=cuts)
+    def holds(end: float, places: list[float]) -> None:
+        heard = asyncio.run(hear(api, cut_at(data[: round(end * len(data))], places)))
+        assert isinstance(heard, ProviderError)
+        assert heard.category in {"truncated", "server_error"}
+        assert heard.retryable
+
+    holds()
 
 
-@pytest.mark.parametrize("api", APIS)
-@given(end=st.floats(0, 1))
-@settings(**UNIQUE)  # type: ignore[arg-type]
-def test_a_whole_stream_that_is_cut_is_complete_or_fails_but_never_says_something_else(api: API, end: float) -> None:
+@apis
+@rounds
+def test_a_whole_stream_that_is_cut_is_complete_or_fails_but_never_says_something_else(api: API, rounds: int) -> None:
     data = stream_of(api, WHOLE)
-    whole = heard_whole(api)
-    heard = asyncio.run(hear(api, iter([data[: round(end * len(data))]])))
-    assert isinstance(heard, ProviderError) or heard[:-1] == whole[: len(heard) - 1]
+
+    @settings(max_examples=rounds, deadline=None)
+    @given(end=st.floats(0, 1))
+    def holds(end: float) -> None:
+        whole = heard_whole(api)
+        heard = asyncio.run(hear(api, iter([data[: round(end * len(data))]])))
+        assert isinstance(heard, ProviderError) or heard[:-1] == whole[: len(heard) - 1]
+
+    holds()

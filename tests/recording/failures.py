@@ -130,7 +130,8 @@ class Scene:
         if call.error_category is not None:
             assert job.error_type == call.error_category
         assert (job.status is JobStatus.COMPLETED) == (call.status is CallStatus.SUCCEEDED)
-        text = {None: "nothing", HALF: "kept", TEXT: "the answer"}[await self._store.jobs.read_response(job_id)]
+        came = {None: "nothing", HALF: "kept", TEXT: "kept"}[await self._store.jobs.read_response(job_id)]
+        text = "the answer" if job.status is JobStatus.COMPLETED else came
         step = await self._next_step(job_id)
         self._clock.advance(QUOTA_PAUSE)
         await self._store.lanes.resume()

@@ -1,4 +1,4 @@
-"""The README's table of failures is what is seen, with each SDK and on each engine."""
+"""The README's table of failures is what is seen: with each SDK, and on each engine."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ from tests.conformance.conftest import database, outputs, store
 from tests.providers.support import APIS
 from tests.recording import failures
 
-__all__ = ["database", "outputs", "store"]  # fixtures: on every engine
+__all__ = ["database", "outputs", "store"]  # fixtures
+
+EACH = [("sqlite", api) for api in APIS] + [("postgres", "anthropic")]
 
 
-@pytest.mark.parametrize("api", APIS)
+@pytest.mark.parametrize(("database", "api"), EACH, indirect=["database"])
 async def test_the_readme_tells_what_becomes_of_each_failure(store: JobStore, clock: FakeClock, api: API) -> None:
     async with failures.setting(store, clock) as scene:
         assert failures.table(await failures.look(scene, api)) == failures.written()

@@ -246,6 +246,35 @@ async def test_a_worker_that_stops_cancels_the_call_and_gives_the_job_back(
     assert (canceled.input_tokens, canceled.cost_is_estimated) == (100, True)
 
 
+async def test_a_handler_that_stays_in_its_stream_is_fenced_off(
+    store: JobStore, server: LLMServer, speakers: dict[API, Speaker]
+) -> None:
+    server.script(Answer("first half second half", ending="stall", chunk_size=4))
+    worker = Worker(store, cancel_grace=0.01)
+    readers: list[asyncio.Task[None]] = []
+
+    async def read(job: JobContext) -> None:
+        async for _ in job.stream(speakers["anthropic"].client):
+            pass
+
+    @worker.handles("plan")
+    async def plan(job: JobContext) -> None:
+        readers.append(asyncio.ensure_future(read(job)))
+        while not readers[0].done():
+            with suppress(asyncio.CancelledError):
+                await asyncio.wait(readers)
+
+    job = await enqueue(store)
+    running = asyncio.ensure_future(worker.run(drain=True))
+    await eventually(lambda: _reads(store, job, "first half "))
+    await store.jobs.cancel(job.id)
+    await running
+    assert (await store.jobs.get(job.id)).status is JobStatus.CANCELED
+    assert await statuses(store, job) == [(1, "unknown")]
+    readers[0].cancel()
+    await eventually(lambda: _is_settled(store, job))
+
+
 async def test_how_an_answer_gets_on_is_told_while_it_comes(
     store: JobStore, server: LLMServer, speakers: dict[API, Speaker], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -404,6 +433,10 @@ async def test_images_are_read_and_sent(store: JobStore, server: LLMServer, spea
     await enqueue(store, speaker.api, metadata={"images": [str(image)]})
     await work(store, speaker.client)
     assert "iVBORw0KGgo" in str(server.requests[0].body)
+
+
+async def _is_settled(store: JobStore, job: Job) -> bool:
+    return await statuses(store, job) == [(1, "canceled")]
 
 
 async def _reads(store: JobStore, job: Job, expected: str) -> bool:

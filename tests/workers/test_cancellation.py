@@ -12,6 +12,7 @@ import anyio
 import pytest
 
 from jobstore import AttemptOutcome, Job, JobStatus, JobStore, LeaseLost
+from jobstore.leases import LOOK_SECONDS
 from jobstore.testing import FakeClock
 from jobstore.workers import JobContext, SyncJobContext, Worker
 from tests.conformance.support import eventually
@@ -80,6 +81,22 @@ async def test_a_handler_hears_of_it_at_once_whoever_asks(
     assert attempt.cancel_acknowledged_at is not None
     assert attempt.finished_at is not None
     assert done.cancel_requested_at <= attempt.cancel_acknowledged_at <= attempt.finished_at
+
+
+async def test_a_cancellation_that_came_before_its_claim_was_known_is_heard_within_a_second(store: JobStore) -> None:
+    """And not only with the next beat, which may be far away."""
+    await enqueue(store)
+    await enqueue(store)
+    [first, second] = await store.jobs.claim("w", limit=2)
+    heard = asyncio.Event()
+    with store.jobs.lease_kept(first, lease=LEASE):
+        await eventually(lambda: store.stats().wake.waiting == 1)
+        await store.jobs.cancel(second.job_id)
+        await asyncio.sleep(2 * LOOK_SECONDS)  # it looks, and sees nothing that concerns it
+        await eventually(lambda: store.stats().wake.waiting == 1)
+        with store.jobs.lease_kept(second, lease=LEASE, cancel_requested=heard.set):
+            async with asyncio.timeout(60):
+                await heard.wait()
 
 
 async def test_a_recorded_call_hears_of_it_at_once(store: JobStore) -> None:
@@ -242,6 +259,7 @@ async def test_a_thread_that_takes_too_long_is_fenced_off_with_a_warning(
 
     @worker.handles("task", timeout=0.05)
     def handle(job: SyncJobContext) -> str:
+        job.write("a beginning")
         may_end.wait(60)
         try:
             job.write("more")
@@ -257,3 +275,4 @@ async def test_a_thread_that_takes_too_long_is_fenced_off_with_a_warning(
         may_end.set()
         assert await asyncio.to_thread(refused.wait, 60)
     assert (await store.jobs.get(job.id)).response is None
+    assert await store.jobs.read_response(job.id) == "a beginning"

@@ -107,7 +107,7 @@ from jobstore.workers import Worker
 
 async def main(path):
     async with JobStore(path) as store:
-        workers = [Worker(store), Worker(store)]
+        workers = [Worker(store, cancel_grace=0.1), Worker(store)]
 
         @workers[0].handles("task")
         def handle(job):

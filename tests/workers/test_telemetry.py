@@ -202,6 +202,24 @@ async def test_reading_in_the_event_loop_does_not_wait_for_a_thread_that_waits_f
     await running
 
 
+async def test_lanes_that_nobody_can_tell_are_none_and_no_error(
+    store: JobStore, worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lanes = telemetry._Lanes(worker)
+    await enqueue(store, "other")
+    running = asyncio.ensure_future(worker.run())
+    await eventually(lambda: worker.event_loop is not None)
+    assert len(await asyncio.to_thread(lanes.now)) == 1
+    worker.stop()
+    await running
+    assert lanes.now() == []
+    await store.close()
+    loop = asyncio.get_running_loop()
+    monkeypatch.setattr(Worker, "event_loop", property(lambda _: loop))  # the moment before it ends
+    monkeypatch.setattr(telemetry, "KEEP_SECONDS", 0.0)
+    assert await asyncio.to_thread(lanes.now) == []
+
+
 async def test_each_attempt_has_a_span_that_what_it_calls_is_a_child_of(
     store: JobStore, worker: Worker, spans: InMemorySpanExporter
 ) -> None:

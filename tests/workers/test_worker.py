@@ -11,6 +11,7 @@ import pytest
 
 from jobstore import (
     Claim,
+    ConnectionLost,
     DatabaseBusy,
     DiskFull,
     InvalidArgument,
@@ -294,7 +295,7 @@ async def test_cancelling_a_worker_right_after_its_claim_loses_no_job(store: Job
 async def test_an_answer_that_the_disk_has_no_room_for_is_put_off(
     store: JobStore, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("jobstore.workers.worker.RETRY_SECONDS", 0.0)
+    monkeypatch.setattr("jobstore.workers.attempt.RETRY_SECONDS", 0.0)
     worker = Worker(store)
 
     @worker.handles("task")
@@ -332,7 +333,7 @@ async def test_draining_goes_on_when_the_database_could_not_be_asked(
     store: JobStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("jobstore.workers.worker.RETRY_SECONDS", 0.0)
-    refusals = iter([DatabaseBusy(30.0), DiskFull("no room")])
+    refusals = iter([DatabaseBusy(30.0), DiskFull("no room"), ConnectionLost("the server is away")])
 
     class Unlucky(Worker):
         async def _ask(self, limit: int) -> list[Claim]:
@@ -414,26 +415,6 @@ async def test_a_handler_whose_lease_is_lost_is_cancelled_and_its_result_dropped
         await running
     assert "lease lost" in caplog.text
     assert (await store.jobs.get(job.id)).response == "the other's"
-
-
-async def test_a_blocked_event_loop_keeps_its_lease(store: JobStore) -> None:
-    worker = Worker(store, lease=0.2)
-    runs = 0
-
-    @worker.handles("task")
-    async def handle(_: JobContext) -> str:
-        nonlocal runs
-        runs += 1
-        leases = store._open.backend.leases  # type: ignore[union-attr]
-        last = leases.beats + 3
-        while leases.beats < last:
-            """The loop stands still until the leases' own thread has renewed three times."""
-        return "done"
-
-    job = await enqueue(store)
-    await worker.run(drain=True)
-    done = await store.jobs.get(job.id)
-    assert (done.status, runs, done.attempt) == (JobStatus.COMPLETED, 1, 1)
 
 
 async def test_logs_name_ids_and_never_texts(store: JobStore, caplog: pytest.LogCaptureFixture) -> None:

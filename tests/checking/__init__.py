@@ -1,0 +1,1 @@
+"""Backups, restoring, resetting, and who has a database to itself."""

@@ -1,0 +1,285 @@
+"""PostgreSQL that is away, or unaware that its client is: waiting is bounded, and nothing is done twice."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import time
+from collections.abc import AsyncIterator
+
+import pytest
+from psycopg import AsyncConnection
+
+from jobstore import Claim, ConnectionLost, JobStore, StoreClosed
+from jobstore.engines import postgres as engine_module
+from jobstore.operations import leasing
+from jobstore.sql import Operation, execute, fetch_one, guarded
+from jobstore.workers import AttemptEvent, JobContext, Worker
+from tests.conformance.support import eventually
+
+from .postgres_proxy import COMMIT, Proxy, When
+from .postgres_support import (
+    HOUR,
+    SHORT,
+    database,
+    enqueue,
+    keys,
+    no_open_transaction,
+    proxy,
+    someone_waits_aside,
+    store,
+    stranger,
+    terminate,
+)
+
+__all__ = ["database", "proxy", "store", "stranger"]  # fixtures
+
+
+@pytest.fixture
+async def impatient(proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[JobStore]:
+    """A store that waits for a lost server for a short time, behind a proxy."""
+    monkeypatch.setattr(engine_module, "PATIENCE", SHORT)
+    async with JobStore(proxy.url, migrate=True) as store:
+        await store.execute("CREATE TABLE counted (number INTEGER)")
+        yield store
+
+
+@guarded
+def change_and_fail(_now: int) -> Operation[None]:
+    yield from execute("INSERT INTO counted VALUES (1)")
+    raise LookupError
+
+
+async def test_a_batch_driven_one_by_one_waits_for_a_lost_server_once(impatient: JobStore, proxy: Proxy) -> None:
+    proxy.cut(b"SAVEPOINT operation", "before")  # which only an operation by itself needs
+    proxy.refuses = True
+    works = [impatient.jobs._backend.write(change_and_fail) for _ in range(64)]
+    outcomes = await asyncio.gather(*works, return_exceptions=True)
+    assert {type(outcome) for outcome in outcomes} == {ConnectionLost}
+    assert proxy.refused < 32  # tries of all 64 together
+    assert proxy.cuts_left == 0
+
+
+async def test_a_batch_that_is_cancelled_drives_no_other_request(impatient: JobStore, proxy: Proxy) -> None:
+    proxy.cut(b"SAVEPOINT operation", "before")
+    proxy.refuses = True
+    works = [asyncio.ensure_future(impatient.jobs._backend.write(change_and_fail)) for _ in range(3)]
+    await eventually(lambda: proxy.refused > 0)
+    [batch] = impatient.jobs._backend.engine._tasks  # type: ignore[attr-defined]
+    batch.cancel()  # as an event loop does at its end
+    outcomes = await asyncio.gather(*works, return_exceptions=True)
+    assert {type(outcome) for outcome in outcomes} == {StoreClosed}
+
+
+async def test_whoever_waits_behind_for_a_lost_server_waits_no_longer_than_alone(
+    impatient: JobStore, proxy: Proxy
+) -> None:
+    proxy.refuses = True
+    proxy.cut(b"BEGIN", "before")
+    started = time.monotonic()
+    works = [impatient.execute("INSERT INTO counted VALUES (1)") for _ in range(64)]  # each a batch of its own
+    outcomes = await asyncio.gather(*works, return_exceptions=True)
+    assert {type(outcome) for outcome in outcomes} == {ConnectionLost}
+    assert time.monotonic() - started < 64 * SHORT / 4
+    proxy.refuses = False
+    assert list(await impatient.execute("SELECT * FROM counted")) == []
+
+
+async def test_whoever_came_later_still_waits_when_the_first_has_given_up(impatient: JobStore, proxy: Proxy) -> None:
+    proxy.refuses = True
+    proxy.cut(b"BEGIN", "before")
+    first = asyncio.ensure_future(enqueue(impatient))
+    await eventually(lambda: proxy.refused > 1)
+    later = asyncio.ensure_future(enqueue(impatient))
+    with pytest.raises(ConnectionLost):
+        await first
+    assert not later.done()
+    proxy.refuses = False
+    assert (await later).status == "idle"
+
+
+async def test_reads_succeed_soon_after_a_long_absence_of_the_server(
+    database: str, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_module, "POOL_TIMEOUT", 0.3)
+    async with JobStore(proxy.url, migrate=True) as through:
+        proxy.refuses = True
+        await terminate(database)
+        for _ in range(6):  # so long that whoever doubles his pauses would be at seconds
+            with pytest.raises(ConnectionLost, match="could not be reached"):
+                await through.jobs.count()
+            assert (through.stats().pool.open, through.stats().pool.in_use) == (0, 0)
+        proxy.refuses = False
+        outcomes = [await asyncio.gather(through.jobs.count(), return_exceptions=True) for _ in range(2)]
+        assert [0] in outcomes
+
+
+# Connections whose client has vanished without the server's hearing of it
+
+
+@pytest.mark.parametrize("moment", ["before", "during", "after"])
+@pytest.mark.parametrize("text", [b"INSERT INTO background_jobs", b"INSERT INTO store_writers", COMMIT])
+async def test_a_session_that_hangs_on_a_vanished_client_holds_up_nobody(
+    database: str, proxy: Proxy, text: bytes, moment: When
+) -> None:
+    async with JobStore(database, migrate=True):
+        pass
+    proxy.keeps_servers = True
+    async with JobStore(proxy.url) as through, asyncio.timeout(20):
+        proxy.cut(text, moment)  # at first use: later, statements travel by name
+        first = await enqueue(through, idempotency_key="key")
+        assert proxy.cuts_left == 0
+        again = await enqueue(through, idempotency_key="key")
+        assert (again.id, await through.jobs.count()) == (first.id, 1)
+        await eventually(lambda: no_open_transaction(database))
+
+
+async def test_a_commit_that_is_cancelled_leaves_a_connection_that_works(
+    store: JobStore, database: str, stranger: AsyncConnection[tuple[object, ...]]
+) -> None:
+    await store.execute("CREATE TABLE counted (number INTEGER)")
+    await stranger.execute("LOCK TABLE store_writers IN SHARE MODE")
+    engine = store.jobs._backend.engine
+
+    def insert(_now: int, number: int) -> Operation[int]:
+        yield from fetch_one("SELECT set_config('lock_timeout', '0', true)")
+        return (yield from execute("INSERT INTO counted VALUES (:number)", number=number))
+
+    work = asyncio.ensure_future(engine.write_aside(insert, 1))
+    await eventually(lambda: someone_waits_aside(database))  # for the mark, which goes with the COMMIT
+    work.cancel()
+    await asyncio.wait([work])
+    await stranger.commit()
+    assert await engine.write_aside(insert, 2) == 1
+    assert list(map(dict, await store.execute("SELECT number FROM counted"))) == [{"number": 2}]
+
+
+async def test_leases_are_renewed_though_the_session_hangs_that_renewed_them(store: JobStore, proxy: Proxy) -> None:
+    await enqueue(store)
+    [claim] = await store.jobs.claim("worker")
+    proxy.keeps_servers = True
+    async with JobStore(proxy.url) as through, asyncio.timeout(20):
+        engine = through.jobs._backend.engine
+        proxy.cut(COMMIT, "before")
+        for _ in range(2):
+            [beat] = await engine.write_aside(leasing.heartbeat, keys([claim]), HOUR)
+            assert beat.extended
+        assert proxy.cuts_left == 0
+
+
+async def test_a_lost_session_that_is_still_at_work_is_not_waited_for_without_end(
+    database: str, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_module, "PATIENCE", SHORT)
+    async with JobStore(proxy.url, migrate=True) as through, asyncio.timeout(20):
+        lock = through.jobs._backend.engine._writer._lock  # type: ignore[attr-defined]
+        async with await AsyncConnection.connect(database, autocommit=True) as busy:
+            working = asyncio.ensure_future(busy.execute("SELECT pg_advisory_lock(%s), pg_sleep(3600)", [lock]))
+            await eventually(lambda: is_held(database, lock))
+            await terminate(database)
+            with pytest.raises(ConnectionLost, match="not known"):
+                await enqueue(through)
+            await busy.cancel_safe()
+            await asyncio.wait([working])
+        await enqueue(through)
+        assert await through.jobs.count() == 1
+
+
+async def test_a_lost_session_that_begins_late_is_ended_as_well(store: JobStore, database: str) -> None:
+    lock = store.jobs._backend.engine._writer._lock  # type: ignore[attr-defined]
+    late = await AsyncConnection.connect(database)
+    await late.execute("SELECT pg_advisory_xact_lock(%s)", [lock])  # as that session would
+    await enqueue(store)
+    assert not await is_held(database, lock)
+    assert await store.jobs.count() == 1
+    await late.close()
+
+
+async def is_held(database: str, lock: int) -> bool:
+    async with await AsyncConnection.connect(database, autocommit=True) as connection:
+        cursor = await connection.execute("SELECT pg_try_advisory_lock(%s)", [lock])
+        return await cursor.fetchone() == (False,)
+
+
+async def test_the_server_itself_ends_a_transaction_whose_client_says_no_more(store: JobStore) -> None:
+    def ask(_now: int) -> Operation[str]:
+        row = yield from fetch_one("SELECT current_setting('idle_in_transaction_session_timeout') AS timeout")
+        assert row is not None
+        return str(row["timeout"])
+
+    assert await store.run(ask) == "1min"
+
+
+@pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="this system has no such option")
+async def test_a_network_that_says_nothing_is_found_out_within_seconds_rather_than_hours(proxy: Proxy) -> None:
+    async with JobStore(proxy.url, migrate=True) as through:
+        connection = through.jobs._backend.engine._writer._connection  # type: ignore[attr-defined]
+        with socket.socket(fileno=os.dup(connection.fileno())) as tcp:
+            assert tcp.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 30_000
+            assert tcp.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 15
+    async with JobStore(proxy.url + "&keepalives_idle=7") as through:
+        connection = through.jobs._backend.engine._writer._connection  # type: ignore[attr-defined]
+        with socket.socket(fileno=os.dup(connection.fileno())) as tcp:
+            assert tcp.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 7
+
+
+async def test_a_worker_outlives_a_server_that_is_away_for_longer_than_a_caller_waits(
+    impatient: JobStore, proxy: Proxy, caplog: pytest.LogCaptureFixture
+) -> None:
+    worker = Worker(impatient)
+    worker.handles("task")(lambda job: job.prompt)
+    first = await enqueue(impatient, task_type="task")
+    running = asyncio.ensure_future(worker.run())
+    await impatient.jobs.wait(first.id, timeout=60)
+    proxy.refuses = True
+    proxy.cut(b"BEGIN", "before")
+    impatient.jobs._backend.engine.work.notify()  # so that it claims
+    await eventually(lambda: "cannot claim, trying again" in caplog.text)
+    assert not running.done()
+    proxy.refuses = False
+    second = await enqueue(impatient, task_type="task")
+    assert (await impatient.jobs.wait(second.id, timeout=60)).status == "completed"
+    worker.stop()
+    await running
+
+
+async def test_a_worker_whose_network_was_cut_finds_out_that_its_lease_was_lost_meanwhile(
+    impatient: JobStore, database: str, proxy: Proxy, caplog: pytest.LogCaptureFixture
+) -> None:
+    worker = Worker(impatient, lease=0.3)
+    began, cancelled, told = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    @worker.handles("task")
+    async def handle(_job: JobContext) -> None:
+        began.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            cancelled.set()
+
+    @worker.on_lease_lost
+    def tell(_event: AttemptEvent) -> None:
+        told.set()
+
+    job = await enqueue(impatient, task_type="task")
+    running = asyncio.ensure_future(worker.run())
+    async with JobStore(database) as other:
+        await began.wait()
+        proxy.refuses = True
+        proxy.cut(b"BEGIN", *["before"] * 20)
+        await eventually(lambda: "heartbeat of 1 claims failed" in caplog.text)
+        claims: list[Claim] = []
+        while not claims:
+            await other.jobs.wake(since=await other.jobs.wake())
+            claims = await other.jobs.claim("other", lease=3600)
+        assert not cancelled.is_set()  # it cannot know
+        proxy.forget_cuts()
+        proxy.refuses = False
+        await cancelled.wait()
+        await told.wait()
+        await other.jobs.complete(claims[0], "the other's")
+        worker.stop()
+        await running
+        assert (await other.jobs.get(job.id)).response == "the other's"
+    assert "attempt 1 lease lost, result dropped" in caplog.text

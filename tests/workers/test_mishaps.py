@@ -1,0 +1,314 @@
+"""What goes wrong around handlers: blocked loops, hooks that hang, handlers that exit, stores that are closed."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import threading
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+
+from jobstore import Claim, InvalidArgument, Job, JobStatus, JobStore, LeaseLost, StatementFailed, StoreClosed
+from jobstore.testing import FakeClock
+from jobstore.workers import AttemptEvent, JobContext, SyncJobContext, Worker, hooks
+from tests.conformance.support import eventually
+
+LEASE = 0.2
+
+
+async def enqueue(store: JobStore, count: int = 1, **fields: Any) -> list[Job]:  # noqa: ANN401 - what enqueue takes
+    return [await store.jobs.enqueue("p", task_type="task", api_type="api", **fields) for _ in range(count)]
+
+
+async def standing(store: JobStore, job: Job) -> tuple[JobStatus, int]:
+    found = await store.jobs.get(job.id)
+    return found.status, found.attempts_used
+
+
+# Leases
+
+
+class Rival(threading.Thread):
+    """Another store in another thread, which claims whenever it is told to."""
+
+    def __init__(self, database: Path | str, clock: FakeClock) -> None:
+        super().__init__()
+        self._database = database
+        self._clock = clock
+        self._turn, self._done = threading.Event(), threading.Event()
+        self._over = False
+        self.claimed: list[Claim] = []
+
+    def run(self) -> None:
+        asyncio.run(self._claim_when_told())
+
+    async def _claim_when_told(self) -> None:
+        async with JobStore(self._database, clock=self._clock) as store:
+            self._done.set()
+            while await asyncio.to_thread(self._turn.wait) and not self._over:
+                self._turn.clear()
+                self.claimed += await store.jobs.claim("rival", limit=10)
+                self._done.set()
+
+    @property
+    def is_done(self) -> bool:
+        return self._done.is_set()
+
+    def claim(self) -> None:
+        self._done.clear()
+        self._turn.set()
+
+    def end(self) -> None:
+        self._over = True
+        self._turn.set()
+        self.join()
+
+
+async def test_while_a_handler_blocks_the_event_loop_for_three_leases_nobody_loses_any(
+    store: JobStore, database: Path | str, clock: FakeClock
+) -> None:
+    """Neither its own, nor those of jobs that were claimed with it and have not even begun."""
+    worker = Worker(store, lease=LEASE)
+    leases = store._open.backend.leases  # type: ignore[union-attr]
+    rival = Rival(database, clock)
+    rival.start()
+    await eventually(lambda: rival.is_done)
+    runs = 0
+
+    @worker.handles("task")
+    async def handle(_: JobContext) -> str:
+        nonlocal runs
+        runs += 1
+        for _ in range(5 if runs == 1 else 0):
+            clock.advance(LEASE * 0.7)
+            rival.claim()
+            last = leases.beats + 2  # the second of them began after the clock had gone on
+            while leases.beats < last or not rival.is_done:
+                """The loop stands still."""
+        return "done"
+
+    jobs = await enqueue(store, 3)
+    await worker.run(drain=True)
+    rival.end()
+    assert rival.claimed == []
+    assert runs == 3
+    for job in jobs:
+        assert await standing(store, job) == (JobStatus.COMPLETED, 1)
+
+
+async def test_a_handler_that_was_given_up_does_not_hold_its_lease_for_ever(
+    store: JobStore, clock: FakeClock, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    worker = Worker(store, lease=LEASE, concurrency=1, cancel_grace=0.0)
+    leases = store._open.backend.leases  # type: ignore[union-attr]
+    may_end = asyncio.Event()
+
+    @worker.handles("task", timeout=0.001)
+    async def deaf(_job: JobContext) -> str:
+        with anyio.CancelScope(shield=True):
+            await may_end.wait()
+        return "too late"
+
+    async def refuse(*_: object, **__: object) -> Job:
+        worker.stop()
+        raise StatementFailed("the outcome cannot be recorded")
+
+    monkeypatch.setattr(store.jobs, "fail", refuse)
+    await enqueue(store)
+    await worker.run()
+    assert "its lease will end" in caplog.text
+    await store.jobs.enqueue("p", task_type="kept", api_type="api")
+    [kept] = await store.jobs.claim("w")
+    with store.jobs.lease_kept(kept, lease=LEASE):  # so that the thread beats
+        clock.advance(LEASE)
+        last = leases.beats + 3
+        await eventually(lambda: leases.beats >= last)
+        [claim] = await store.jobs.claim("another")
+    assert claim.attempt == 2
+    may_end.set()
+
+
+# Handlers
+
+
+async def test_a_handler_that_exits_has_failed_and_its_worker_goes_on(store: JobStore) -> None:
+    worker = Worker(store)
+
+    @worker.handles("async")
+    async def leave(_job: JobContext) -> None:
+        raise SystemExit(0)
+
+    @worker.handles("sync")
+    def leave_in_thread(_job: SyncJobContext) -> None:
+        raise SystemExit(0)
+
+    worker.handles("task")(lambda job: job.prompt)
+    exits = [await store.jobs.enqueue("p", task_type=kind, api_type="a", max_attempts=1) for kind in ("async", "sync")]
+    [good] = await enqueue(store)
+    await worker.run(drain=True)
+    for job in exits:
+        found = await store.jobs.get(job.id)
+        assert (found.status, found.error_type, found.attempts_used) == (JobStatus.FAILED, "SystemExit", 1)
+    assert (await store.jobs.get(good.id)).response == "p"
+
+
+async def test_a_partial_of_an_async_function_is_an_async_handler(store: JobStore) -> None:
+    async def answer(text: str, job: JobContext) -> str:
+        return f"{text} {job.prompt}"
+
+    worker = Worker(store)
+    worker.handles("task")(functools.partial(answer, "answer to"))
+    [job] = await enqueue(store)
+    await worker.run(drain=True)
+    assert (await store.jobs.get(job.id)).response == "answer to p"
+
+
+@pytest.mark.parametrize("kind", ["async", "sync"])
+async def test_a_handler_whose_worker_stopped_meanwhile_is_not_begun(store: JobStore, kind: str) -> None:
+    worker = Worker(store)
+    began: list[str] = []
+
+    @worker.on_claim
+    async def stop(_event: AttemptEvent) -> None:
+        worker.stop(at_once=True)
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            """Swallowed."""
+
+    async def handle(job: JobContext) -> None:
+        began.append(job.prompt)
+
+    def handle_in_thread(job: SyncJobContext) -> None:
+        began.append(job.prompt)
+
+    worker.handles("task")(handle if kind == "async" else handle_in_thread)
+    [job] = await enqueue(store)
+    await worker.run()
+    assert began == []
+    assert await standing(store, job) == (JobStatus.IDLE, 0)
+
+
+async def test_a_first_piece_that_is_on_its_way_while_the_attempt_ends_is_not_left_open(store: JobStore) -> None:
+    await enqueue(store)
+    [claim] = await store.jobs.claim("w")
+    context = JobContext(store, claim)
+    writing = asyncio.ensure_future(context.write("a piece"))
+    await eventually(lambda: context._stack is not None)
+    assert context._output is None
+    await context.close()
+    await asyncio.wait([writing])
+    assert context._output is not None
+    assert context._output._flusher.done()
+    with pytest.raises(LeaseLost):
+        await context.write("more")
+
+
+# Hooks
+
+
+@pytest.mark.parametrize("moment", ["claim", "complete"])
+@pytest.mark.parametrize("how", ["hangs", "awaits what was cancelled"])
+async def test_a_hook_that_does_not_return_holds_up_neither_job_nor_worker(
+    store: JobStore, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, moment: str, how: str
+) -> None:
+    monkeypatch.setattr(hooks, "PATIENCE", 0.01)
+    worker = Worker(store, concurrency=1)
+
+    async def hang(_event: AttemptEvent) -> None:
+        waiter = asyncio.get_running_loop().create_future()
+        if how != "hangs":
+            waiter.cancel()
+        await waiter
+
+    (worker.on_claim if moment == "claim" else worker.on_complete)(hang)
+    worker.handles("task")(lambda job: job.prompt)
+    jobs = await enqueue(store, 2)
+    await worker.run(drain=True)
+    for job in jobs:
+        assert await standing(store, job) == (JobStatus.COMPLETED, 1)
+    assert caplog.text.count("the hook hang failed: ") == 2
+
+
+# Stopping and closing
+
+
+@pytest.mark.parametrize("ending", ["stopped", "cancelled"])
+async def test_what_was_claimed_while_the_order_to_stop_came_is_given_back_at_once(
+    store: JobStore, ending: str
+) -> None:
+    class Stopped(Worker):
+        async def _ask(self, limit: int) -> list[Claim]:
+            claims = await super()._ask(limit)
+            self.stop()
+            if ending == "cancelled":
+                task = asyncio.current_task()
+                assert task is not None
+                task.cancel()
+            return claims
+
+    worker = Stopped(store)
+    worker.handles("task")(lambda job: job.prompt)
+    jobs = await enqueue(store, 5)
+    running = asyncio.ensure_future(worker.run())
+    await asyncio.wait([running])
+    assert running.cancelled() == (ending == "cancelled")
+    for job in jobs:
+        assert await standing(store, job) == (JobStatus.IDLE, 0)
+
+
+@pytest.mark.parametrize("busy", [False, True], ids=["idle", "busy"])
+async def test_a_worker_whose_store_is_closed_ends_and_says_so(store: JobStore, busy: bool) -> None:  # noqa: FBT001
+    worker = Worker(store, concurrency=2)
+    began, ended = asyncio.Event(), asyncio.Event()
+
+    @worker.handles("task")
+    async def handle(_job: JobContext) -> None:
+        began.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+
+    running = asyncio.ensure_future(worker.run(grace=3600))
+    if busy:
+        await enqueue(store)
+        await began.wait()
+    await eventually(lambda: store.stats().wake.waiting > 0)
+    await store.close()
+    with pytest.raises(StoreClosed):
+        await asyncio.wait_for(running, 60)
+    assert ended.is_set() == busy
+    await store.open()
+    await worker.run(drain=True)  # what has failed before is over
+
+
+async def test_stopping_is_fine_at_any_moment_of_the_start(store: JobStore) -> None:
+    for turns in range(30):
+        worker = Worker(store)
+        worker.handles("task")(lambda job: job.prompt)
+        [job] = await enqueue(store)
+        running = asyncio.ensure_future(worker.run())
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        worker.stop()
+        worker.stop(at_once=turns % 2 == 1)
+        async with asyncio.timeout(60):
+            await running
+        assert await standing(store, job) in {(JobStatus.IDLE, 0), (JobStatus.COMPLETED, 1)}
+    assert await store.workers.list() == []
+
+
+async def test_a_worker_that_runs_already_is_not_run_twice(store: JobStore) -> None:
+    worker = Worker(store)
+    worker.handles("task")(lambda job: job.prompt)
+    running = asyncio.ensure_future(worker.run())
+    await eventually(lambda: worker.event_loop is not None)
+    with pytest.raises(InvalidArgument, match="runs already"):
+        await worker.run()
+    worker.stop()
+    await running
+    await worker.run(drain=True)  # one after the other is fine
