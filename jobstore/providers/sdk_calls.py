@@ -1,7 +1,8 @@
 """Calls of an SDK that the program makes through a recorded client: each has a job, and each try a row of the ledger.
 
 The recording is a task of its own. The program's call waits for it where it must, before a request is sent and after
-the response has ended, and never longer than `PATIENCE`; nothing that happens here reaches it, unless it wants to know.
+the response has ended, and never longer than `PATIENCE`; nothing that happens here reaches it. Only one that is strict
+waits for all of it, and is told.
 """
 
 from __future__ import annotations
