@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextvars import ContextVar
 from typing import Any, Protocol, Self
@@ -56,6 +57,11 @@ class Exchange:
     def leave(self) -> None:
         """Tell that nobody wants the rest of the response, or any of it."""
         self.fail(Left())
+
+    def leave_rest(self) -> None:
+        """The same, unless it is over."""
+        if not self.is_over:
+            self.leave()
 
     def tell(self, piece: bytes) -> None:
         """Tell the next piece of the body."""
@@ -117,6 +123,13 @@ class Tee(httpx2.AsyncByteStream):
         self._stream = stream
         self._exchange = exchange
         self._ended = ended
+        self._loop = asyncio.get_running_loop()
+
+    def __del__(self) -> None:
+        """Tell that a response was dropped, neither read nor closed."""
+        if not self._exchange.is_over:
+            with contextlib.suppress(RuntimeError):  # the loop has ended
+                self._loop.call_soon_threadsafe(self._exchange.leave_rest)
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         try:
@@ -138,8 +151,7 @@ class Tee(httpx2.AsyncByteStream):
         try:
             await self._stream.aclose()
         finally:
-            if not self._exchange.is_over:
-                self._exchange.leave()
+            self._exchange.leave_rest()
         await self._ended()
 
 

@@ -67,12 +67,14 @@ class Recorder:
         token = listening.set(recording)
         try:
             value = await call()
-        except Exception:
-            recording.close()
-            await recording.settled()
-            raise
         except Refused:
             recording.raise_trouble()
+            raise
+        except BaseException as error:
+            recording.close()
+            recording.leave()
+            if isinstance(error, Exception):
+                await recording.settled()
             raise
         finally:
             listening.reset(token)
@@ -136,6 +138,11 @@ class Recording:
         if not self._closed:
             self._closed = True
             self._waiting.put_nowait(None)
+
+    def leave(self) -> None:
+        """Note that nobody has got a response that is still to be read."""
+        for exchange in self._exchanges:
+            exchange.leave_rest()
 
     async def settled(self) -> None:
         """Wait until the job has ended."""

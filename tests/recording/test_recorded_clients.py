@@ -214,6 +214,33 @@ async def test_whoever_is_cancelled_finds_the_job_canceled(
     assert (job.status, call.status) == (JobStatus.CANCELED, "canceled")
 
 
+async def test_wherever_a_call_is_cancelled_its_job_ends(store: JobStore, speaker: Speaker) -> None:
+    client = recorded(speaker.client, store, task_type="ask")
+    for steps in range(0, 120, 5):
+        asking = asyncio.create_task(outcome(speaker, client, streamed=bool(steps % 2)))
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        asking.cancel()
+        await asyncio.wait([asking])
+    for job in (await store.jobs.list()).items:
+        assert (await store.jobs.wait(job.id, timeout=30)).status.is_terminal
+        assert all(call.status != "sent" for call in await store.calls.list(job.id))
+
+
+async def test_a_stream_that_is_dropped_unread_is_canceled(
+    store: JobStore, speaker: Speaker, server: LLMServer
+) -> None:
+    if speaker.api == "gemini":  # it asks only when it is read
+        return
+    client = recorded(speaker.client, store, task_type="ask")
+    server.script(Answer(TEXT, ending="stall", chunk_size=4))
+    stream = await ask(speaker, client, streamed=True)
+    del stream
+    gc.collect()
+    job, [call] = await last(store)
+    assert (job.status, call.status) == (JobStatus.CANCELED, "canceled")
+
+
 async def test_typed_helpers_and_raw_responses_are_unchanged(store: JobStore, speakers: dict[API, Speaker]) -> None:
     claude = recorded(speakers["anthropic"].client, store, task_type="ask")
     said: dict[str, Any] = {
