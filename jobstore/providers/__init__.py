@@ -24,6 +24,7 @@ from jobstore.providers.events import (
     Text,
     ToolCall,
 )
+from jobstore.providers.recorded_clients import recorded, unrecorded
 from jobstore.providers.registry import adapter_for, adapter_of
 from jobstore.providers.request import Message, Request, Tool
 
@@ -46,4 +47,6 @@ __all__ = [
     "ToolCall",
     "adapter_for",
     "adapter_of",
+    "recorded",
+    "unrecorded",
 ]

@@ -217,10 +217,26 @@ async def ask(
         idempotency_key=key,
         flavor=adapter.flavor,
     )
+    events = adapter.stream(client, asked if key is None else _with_key(asked, key))
+    async with aclosing(hear_out(answer, recorder, events)) as texts:
+        async for text in texts:
+            yield text
+
+
+async def hear_out(
+    answer: AttemptAnswer, recorder: CallRecorder, events: AsyncGenerator[Event, None]
+) -> AsyncGenerator[str, None]:
+    """Record what the events of one call tell, and yield its text, once it is on its way into the outputs.
+
+    Raises:
+        InvalidArgument: What an earlier call left unfinished would be a part of the answer.
+        ProviderError: There is no complete answer.
+        LeaseLost: The attempt has ended.
+    """
     heard = _Heard(answer, recorder)
     answer.begin()
     try:
-        async with aclosing(adapter.stream(client, asked if key is None else _with_key(asked, key))) as events:
+        async with aclosing(events):
             async for event in events:
                 recorder.hear(event)
                 if isinstance(event, Sending):

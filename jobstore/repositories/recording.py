@@ -39,6 +39,11 @@ class RecordedCall:
         self._answer = AttemptAnswer(jobs, claim)
 
     @property
+    def answer(self) -> AttemptAnswer:
+        """What there is of the response, for those who stream it."""
+        return self._answer
+
+    @property
     def finished(self) -> bool:
         """Whether its outcome is recorded."""
         return self.job.status.is_terminal

@@ -17,7 +17,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import psutil
 from anthropic import AsyncAnthropic
@@ -25,7 +25,7 @@ from anthropic import AsyncAnthropic
 sys.path.insert(0, str(Path(__file__).parents[2]))  # run as a script
 
 from jobstore import JobStore
-from jobstore.providers import Request, Text, adapter_of
+from jobstore.providers import Request, Text, adapter_of, recorded
 from jobstore.testing import Answer, LLMServer
 from jobstore.testing.llm_answers import LLMRequest
 from jobstore.workers import Worker
@@ -139,6 +139,15 @@ async def read_recorded(store: JobStore, client: AsyncAnthropic, prompt: str) ->
     return Read(first, last - first, time.perf_counter() - started - last)
 
 
+async def read_by_sdk(client: AsyncAnthropic, prompt: str) -> Read:
+    """Read an answer through the SDK alone, as existing code does, whether or not its client is recorded."""
+    started = time.perf_counter()
+    said: Any = {"model": MODEL, "max_tokens": 1000, "messages": [{"role": "user", "content": prompt}]}
+    stream = await client.messages.create(**said, stream=True)
+    first, last = await timed((event async for event in stream if event.type == "content_block_delta"), started)
+    return Read(first, last - first, time.perf_counter() - started - last)
+
+
 async def at_once(store: JobStore, client: AsyncAnthropic, streams: int, size: int) -> None:
     """Print how the process is while many streams run at once."""
     prompts = [f"{size} characters for {number}" for number in range(streams)]
@@ -176,13 +185,25 @@ async def damaged(store: JobStore) -> int:
 
 async def alone(store: JobStore, client: AsyncAnthropic, rounds: int, size: int) -> None:
     """Print what recording adds to the first piece, to each other and to the end, of streams one after the other."""
+    existing = recorded(client, store, task_type="t")
     plain: list[Read] = []
     kept: list[Read] = []
+    by_sdk: list[Read] = []
+    tapped: list[Read] = []
     for number in range(rounds):
         prompt = f"{size} characters alone {number}"
         plain.append(await read_plainly(client, prompt))
         kept.append(await read_recorded(store, client, prompt))
+        by_sdk.append(await read_by_sdk(client, prompt))
+        tapped.append(await read_by_sdk(existing, prompt))
     print(f"\n{rounds} streams one after the other of {size / 1000:g} kB each, medians in ms")
+    compare(plain, kept, size)
+    print("\nthe same, by an existing client and by the one that recorded() makes of it")
+    compare(by_sdk, tapped, size)
+
+
+def compare(plain: list[Read], kept: list[Read], size: int) -> None:
+    """Print the medians of both, by the parts of an answer."""
     print(f"{'':24}{'not recorded':>14}{'recorded':>12}{'added':>10}")
     pieces = size / PIECE - 1
     for name, parts in (("the first piece", 1.0), ("each other piece", pieces), ("the end", 1.0)):

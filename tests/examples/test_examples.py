@@ -15,6 +15,7 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
     ("script", "said"),
     [
         ("record_one_call.py", ["Hello, world!", "anthropic succeeded 200 stop "]),
+        ("recorded_client.py", ["Hello, world!", "completed claude-haiku-5-5 Hello, world! "]),
         (
             "three_providers.py",
             [

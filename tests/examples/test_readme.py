@@ -20,6 +20,7 @@ SAID = [
     "paused\n1",
     "completed Hello 1",
     "Hello! (stop)",
+    "Hello! completed 200 0",
     "First, …",
     "idle",
     "Hello!",
