@@ -197,12 +197,12 @@ async def test_a_first_piece_that_is_on_its_way_while_the_attempt_ends_is_not_le
     [claim] = await store.jobs.claim("w")
     context = JobContext(store, claim)
     writing = asyncio.ensure_future(context.write("a piece"))
-    await eventually(lambda: context._stack is not None)
-    assert context._output is None
+    await eventually(lambda: context.answer._opening is not None)
+    opening = context.answer.open_soon()
+    assert not opening.done()
     await context.close()
     await asyncio.wait([writing])
-    assert context._output is not None
-    assert context._output._flusher.done()
+    assert opening.result()._flusher.done()
     with pytest.raises(LeaseLost):
         await context.write("more")
 
