@@ -29,7 +29,7 @@ def rows_of(shown: str) -> list[list[str]]:
 
 def test_why_says_it_in_a_sentence(command: Command) -> None:
     job_id = command.enqueue("secret prompt")
-    sentence = "It waits: no live worker is registered for task type task, and no other either.\n"
+    sentence = "It waits: no live worker is registered for task type task or API api, and no other either.\n"
     assert command.ok("why", job_id) == sentence
     assert command.ok("why", job_id[-6:]) == sentence
     document = command.json("why", job_id)
@@ -109,7 +109,18 @@ def test_workers_are_listed_with_what_they_do(command: Command, act: Act) -> Non
     worker = Registration("host:7:1", "host", 7, "2026.1", ["plan", "title"], 16)
     act(lambda store: store.run(registering.register, worker, 3, 3_600_000))
     heading, row = command.ok("workers").splitlines()
-    assert heading.split() == ["WORKER", "HOST", "PID", "VERSION", "RUNNING", "TASK", "TYPES", "STARTED", "SEEN"]
+    assert heading.split() == [
+        "WORKER",
+        "HOST",
+        "PID",
+        "VERSION",
+        "RUNNING",
+        "TASK",
+        "TYPES",
+        "APIS",
+        "STARTED",
+        "SEEN",
+    ]
     assert row.split()[:5] == ["host:7:1", "host", "7", "2026.1", "3/16"]
     assert "plan, title" in row
     [document] = command.json("workers")["items"]
