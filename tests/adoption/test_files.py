@@ -16,7 +16,7 @@ import pytest
 
 from jobstore import DiskFull, JobStore
 from jobstore.migrate import Adoption, Migrator
-from tests.processes.support import run
+from tests.processes.support import PEAK_MEMORY, run
 
 from .comparing import rows_of, tables_of
 from .old_system import BEGIN, JOBS, OldSystem, newest
@@ -196,21 +196,24 @@ def test_dots_and_links_on_the_way_to_a_file_are_the_systems_business(
     assert copy_of(old, job["output_file_path"]) == b"found"
 
 
+HUGE = f"""{PEAK_MEMORY}
+import sys
+from pathlib import Path
+from jobstore.migrate import Migrator
+
+before = peak_memory()
+print(Migrator(Path(sys.argv[1])).run().adoption.bytes)
+print(peak_memory() - before)
+"""
+
+
 def test_a_huge_file_is_copied_in_bounded_memory(old: Path, files: Path) -> None:
     path = files / "huge.xml"
     with path.open("wb") as file:
         file.truncate(200_000_000)
     OldSystem({"background_jobs": JOBS[:-1]}, {"background_jobs": [_job_naming(path)]}).write(old)
     code, output, errors = run(
-        """
-        import resource, sys
-        from pathlib import Path
-        from jobstore.migrate import Migrator
-
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        print(Migrator(Path(sys.argv[1])).run().adoption.bytes)
-        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
-        """,
+        HUGE,
         old,
     )
     assert code == 0, errors

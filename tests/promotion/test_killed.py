@@ -15,20 +15,20 @@ import pytest
 
 from jobstore import Claim, JobStore, NewJob
 from jobstore.promotion import Promotion
-from tests.processes.support import finish, spawn
+from tests.processes.support import PEAK_MEMORY, finish, spawn
 
 from .support import LANE, fill, migrate, rows_of
 
-PROGRAM = """
-    import asyncio, resource, sys
-    from jobstore.promotion import promote
+PROGRAM = f"""{PEAK_MEMORY}
+import asyncio, sys
+from jobstore.promotion import promote
 
-    source, target, source_outputs, target_outputs = sys.argv[1:]
-    report = lambda told: print(*told, flush=True)
-    done = asyncio.run(promote(
-        source, target, source_outputs=source_outputs, target_outputs=target_outputs, report=report))
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
-    print(done.model_dump_json())
+source, target, source_outputs, target_outputs = sys.argv[1:]
+report = lambda told: print(*told, flush=True)
+done = asyncio.run(promote(
+    source, target, source_outputs=source_outputs, target_outputs=target_outputs, report=report))
+print(peak_memory())
+print(done.model_dump_json())
 """
 
 MOST_MEMORY = 256 * 1024
@@ -132,7 +132,9 @@ def test_a_full_disk_is_told_and_the_copy_goes_on_when_there_is_room(tmp_path: P
     asyncio.run(fill_with(source, 2_000, 10))
     migrate(target)
     limited = PROGRAM.replace(
-        "source, target, ", "resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, -1))\n    source, target, ", 1
+        "source, target, ",
+        "import resource\nresource.setrlimit(resource.RLIMIT_FSIZE, (200_000, -1))\nsource, target, ",
+        1,
     )
     arguments = (source, target, f"{source}.outputs", f"{target}.outputs")
     code, _, errors = finish(spawn(limited, *arguments))
