@@ -317,8 +317,8 @@ class PostgresEngine:
 
     async def _find_channel(self, connection: Connection) -> None:
         cursor = await connection.execute(
-            "SELECT current_schema() AS schema, relnamespace::regnamespace::text AS found"
-            " FROM (SELECT to_regclass('migrations') AS oid) AS t LEFT JOIN pg_class USING (oid)"
+            "SELECT current_schema() AS schema, (SELECT nspname FROM pg_class JOIN pg_namespace AS space"
+            " ON space.oid = relnamespace WHERE pg_class.oid = to_regclass('migrations')) AS found"
         )
         [row] = await cursor.fetchall()
         if row["schema"] is None:

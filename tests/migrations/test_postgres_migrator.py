@@ -362,6 +362,15 @@ async def test_two_schemas_of_a_database_are_two_stores(schemas: tuple[str, str]
         assert len(set(identities)) == 2
 
 
+async def test_a_schema_whose_name_needs_quotation_marks_is_one_like_any_other(fresh_database: str) -> None:
+    rows_of(fresh_database, 'CREATE SCHEMA "Order"')
+    async with JobStore(in_schema(fresh_database, "%22Order%22"), migrate=True) as store:
+        job = await store.jobs.enqueue("p", task_type="t", api_type="a")
+        [claim] = await store.jobs.claim("worker-1")
+        assert claim.job_id == job.id
+    assert {name.partition(".")[0] for _, name in everything_of(fresh_database)} == {'"Order"'}
+
+
 def test_a_schema_that_does_not_exist_is_an_error_that_says_so(fresh_database: str) -> None:
     url = in_schema(fresh_database, "nowhere")
     for act in (migrator(url).status, migrator(url).run):
