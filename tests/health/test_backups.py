@@ -26,7 +26,7 @@ from jobstore import (
     SchemaMismatch,
 )
 from jobstore.aio import in_thread
-from jobstore.health import archives, backup, copies, restore
+from jobstore.health import archives, backup, check, copies, restore
 from jobstore.outputs import Outputs
 from jobstore.ownership import exclusive
 from jobstore.progress import Tell
@@ -327,3 +327,4 @@ async def _check_copy(made: Path, kept: list[str], restored: Path) -> None:
             assert len(await copy.jobs.read_prompt(job_id)) >= 1_000  # whole, by its hash
         for job in (await copy.jobs.list(task_type="passing", status=JobStatus.COMPLETED, limit=100)).items:
             assert await copy.jobs.read_response(job.id) == "piece " * 500
+    assert (await in_thread(check, restored)).failed == ()
