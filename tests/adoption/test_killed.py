@@ -128,25 +128,28 @@ def assert_no_file_is_left_over(path: Path) -> None:
 
 @pytest.mark.parametrize("rounds", ROUNDS)
 def test_a_migration_that_is_killed_is_as_before_or_as_after_and_can_be_run_again(tmp_path: Path, rounds: int) -> None:
-    """Of a database that holds a user's own tables, which is backed up first."""
+    """Of a database that holds a user's own tables, which is backed up first, as before or as after a step."""
     original = tmp_path / "original.db"
     with closing(sqlite3.connect(original)) as connection, connection:
         connection.execute("CREATE TABLE pets (name TEXT)")
         connection.executemany("INSERT INTO pets VALUES (?)", [(f"Rex {number}",) for number in range(2_000)])
     before = rows_of(original, "pets", old=True)
-    shutil.copy(original, tmp_path / "whole.db")
-    longest = duration_of(tmp_path / "whole.db")
-    after = tables_of(tmp_path / "whole.db")
+    steps = load_steps()
+    after_steps = [{"pets"}]
+    for count in range(1, len(steps) + 1):
+        partly = shutil.copy(original, tmp_path / f"{count} steps.db")
+        Migrator(partly, steps[:count]).run()
+        after_steps.append(tables_of(partly))
+    longest = duration_of(shutil.copy(original, tmp_path / "whole.db"))
     for number, delay in enumerate(delays(longest, rounds)):
         path = tmp_path / f"round {number}.db"
         shutil.copy(original, path)
         run_and_kill(path, delay)
         applied = len(Migrator(path).status().applied)
-        assert applied in {0, len(load_steps())}
-        assert tables_of(path) == (after if applied else {"pets"})
+        assert tables_of(path) == after_steps[applied]
         assert rows_of(path, "pets", old=True) == before
         Migrator(path).run()
-        assert tables_of(path) == after
+        assert tables_of(path) == after_steps[-1]
         assert rows_of(path, "pets", old=True) == before
 
 
