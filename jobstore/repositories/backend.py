@@ -160,7 +160,9 @@ class Backend:
 
         Raises:
             DiskLow: One was.
+            StoreClosed: It is closed, or belongs to another process or event loop.
         """
+        self.check_usable()  # before anything is begun in a loop that is not this one
         if self._disk.is_due:
             self._in_background(self._disk.look())
         self._disk.require_room()

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from jobstore import Claim, DiskFull, DiskLow, JobStatus, JobStore, NewJob, OutputTooLarge, disk
+from jobstore import Claim, DiskFull, DiskLow, JobStatus, JobStore, NewJob, OutputTooLarge, StoreClosed, disk
 from jobstore.aio import in_thread
 from jobstore.workers import JobContext, Worker, never
 from tests.conformance.support import eventually
@@ -117,6 +117,15 @@ async def test_the_disk_is_looked_at_once_a_second_at_most(database: Path, monke
         await asyncio.gather(*(store.jobs.enqueue("p", **LANE) for _ in range(50)))
         await store.jobs.claim("worker", limit=50)
     assert looks == [database.parent] * 2  # the folder of texts is not made yet: its parent
+
+
+async def test_a_store_that_is_closed_looks_at_no_disk(database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(disk, "LOOK_SECONDS", 0.0)
+    async with JobStore(database, migrate=True) as store:
+        jobs = store.jobs
+    with pytest.raises(StoreClosed):
+        await jobs.enqueue("p", **LANE)
+    assert not jobs._backend._background
 
 
 @pytest.fixture
