@@ -6,7 +6,7 @@ import os
 import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
@@ -17,6 +17,8 @@ from filelock import FileLock
 
 PATIENCE = 300
 """Seconds that a server may take to start or to stop, on a busy machine."""
+SETTINGS = "max_connections = 300\n"
+"""There, sessions whose clients have gone take their time to end."""
 
 
 @contextmanager
@@ -60,7 +62,11 @@ def own_server() -> Iterator[OwnServer]:
         postgres_server.pgexec = _run_patiently
         with tempfile.TemporaryDirectory(prefix="jobstore-pg-") as folder:
             with _one_at_a_time():
-                server = get_server(Path(folder) / "data", cleanup_mode="stop")
+                server = get_server(Path(folder) / "data", cleanup_mode="stop", start=False)
+                server.ensure_pgdata_inited()
+                with (server.pgdata / "postgresql.conf").open("a") as settings:
+                    settings.write(SETTINGS)
+                server.start()
             try:
                 yield OwnServer(server)
             finally:
@@ -86,11 +92,19 @@ def new_database(server: str) -> Iterator[str]:
     """Yield the URL of a new database, which is removed at the end."""
     name = f"test_{uuid4().hex}"
     with psycopg.connect(server, autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE {name}")
+        connection.execute(f"CREATE DATABASE {name} TEMPLATE template0")  # to which nobody is connected
         try:
             yield urlunsplit(urlsplit(server)._replace(path=f"/{name}"))
         finally:
+            _drop(connection, name)
+
+
+def _drop(connection: psycopg.Connection[Any], name: str) -> None:
+    """Remove a database, however long the sessions take that are told to end; the server waits 5 s for them."""
+    while True:
+        with suppress(psycopg.errors.ObjectInUse):
             connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+            return
 
 
 def in_schema(database: str, schema: str) -> str:
