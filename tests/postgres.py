@@ -18,7 +18,7 @@ from filelock import FileLock
 PATIENCE = 300
 """Seconds that a server may take to start or to stop, on a busy machine."""
 SETTINGS = "max_connections = 300\n"
-"""There, sessions whose clients have gone take their time to end."""
+"""The usual hundred are few where sessions whose clients have gone take their time to end."""
 
 
 @contextmanager
