@@ -12,15 +12,16 @@ from pathlib import Path
 
 import pytest
 from blockbuster import BlockBuster, blockbuster_ctx
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from jobstore import JobStore
 from jobstore.testing import FakeClock
 from tests import postgres
 
 # The same examples in every run, so that a run tells of its change. `--hypothesis-profile=searching` looks for others.
-settings.register_profile("steady", derandomize=True)
-settings.register_profile("searching")
+# Neither has limits of time, which a busy machine would exceed.
+settings.register_profile("searching", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("steady", settings.get_profile("searching"), derandomize=True)
 settings.load_profile("steady")
 
 # A shell lets its background jobs ignore it, and child processes would inherit that.

@@ -32,6 +32,8 @@ except ImportError as error:
 
 
 PROTOCOLS: tuple[Protocol, ...] = (Messages(), Responses(), Chat(), GenerateContent())
+IDLE_SECONDS = 3600
+"""For how long a connection is kept on which nothing is asked: a request that crosses its end fails, by chance."""
 
 
 class LLMServer:
@@ -99,7 +101,9 @@ class LLMServer:
     async def __aenter__(self) -> Self:
         """Start to serve."""
         # Without a log_config, uvicorn leaves the program's logging as it is.
-        config = uvicorn.Config(self._application(), http="h11", ws="none", lifespan="off", log_config=None)
+        config = uvicorn.Config(
+            self._application(), http="h11", ws="none", lifespan="off", log_config=None, timeout_keep_alive=IDLE_SECONDS
+        )
         config.load()
         server = uvicorn.Server(config)
         server.lifespan = config.lifespan_class(config)

@@ -15,7 +15,7 @@ HERE = Path(__file__).parent
     ("script", "arguments", "said"),
     [
         ("group_commit.py", ["--jobs", "128", "--rounds", "1"], "lone caller, median"),
-        ("claim_time.py", ["--jobs", "100000"], "not filtered"),
+        ("claim_time.py", ["--jobs", "10000"], "not filtered"),
         (
             "workers.py",
             ["--jobs", "128", "--rounds", "1", "--wakes", "10", "--cancels", "5", "--idle", "1"],

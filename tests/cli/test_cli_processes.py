@@ -103,7 +103,7 @@ async def read(stream: asyncio.StreamReader | None, expected: bytes) -> bytes:
     """Read until something expected has come."""
     assert stream is not None
     data = b""
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while expected not in data:
             part = await stream.read(65536)
             assert part, data
@@ -113,7 +113,7 @@ async def read(stream: asyncio.StreamReader | None, expected: bytes) -> bytes:
 
 async def ended(process: asyncio.subprocess.Process) -> tuple[int | None, bytes, bytes]:
     """Return the exit code, and what is left of the output and of the errors."""
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         output, errors = await process.communicate()
     return process.returncode, output, errors
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from jobstore import Claim, JobStore, Usage
+from jobstore.cli import screen
 from jobstore.cli.screen import ago, size_of
 
 if TYPE_CHECKING:
@@ -246,8 +247,15 @@ def test_a_job_whose_prompt_is_missing_is_shown_all_the_same(command: Command, t
     assert "jobstore: the prompt: " in result.stderr
 
 
-def test_ages_and_sizes_are_written_as_people_read_them() -> None:
+def test_ages_and_sizes_are_written_as_people_read_them(monkeypatch: pytest.MonkeyPatch) -> None:
     now = datetime.now(UTC)
+
+    class Standing(datetime):
+        @classmethod
+        def now(cls, _zone: object = None) -> datetime:
+            return now
+
+    monkeypatch.setattr(screen, "datetime", Standing)
     ages = {0: "0s", 59: "59s", 61: "1m", 3599: "60m", 7200: "2h", 86_400 * 3: "3d"}
     assert {seconds: ago(now - timedelta(seconds=seconds)) for seconds in ages} == ages
     sizes = {0: "0 bytes", 1: "1 byte", 999: "999 bytes", 1000: "1.0 kB", 1_250_000: "1.2 MB", 3 * 10**9: "3.0 GB"}

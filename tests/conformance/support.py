@@ -104,7 +104,7 @@ def damage_stored(store: JobStore, path: str, damage: Callable[[Path], object]) 
             outputs._store.delete(path)
 
 
-async def eventually(condition: Callable[[], bool | Awaitable[bool]], within: float = 60.0) -> None:
+async def eventually(condition: Callable[[], bool | Awaitable[bool]], within: float = 120.0) -> None:
     """Return as soon as a condition holds; fail if it never does."""
     async with asyncio.timeout(within):
         while True:

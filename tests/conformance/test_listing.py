@@ -182,7 +182,7 @@ async def insert(store: JobStore, sessions: list[str], spec: Spec) -> str:
     return job.id
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(
     specs=st.lists(specs, max_size=14),
     wanted=filters,

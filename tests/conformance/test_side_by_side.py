@@ -74,7 +74,7 @@ async def test_stores_that_claim_at_the_same_time_get_each_job_once(database: Pa
 
     async def claim(store: JobStore, dice: random.Random) -> None:
         while len(claimed) < jobs:
-            claims = await store.jobs.claim("worker", limit=dice.randint(1, 10))
+            claims = await store.jobs.claim("worker", limit=dice.randint(1, 10), lease=3600)
             claimed.extend(claim.job_id for claim in claims)
 
     async with JobStore(database, migrate=True) as one, JobStore(database) as two, JobStore(database) as three:

@@ -192,7 +192,7 @@ async def test_figures_tell_of_batches_reads_and_waiters(store: JobStore) -> Non
     assert before.writer.batches < after.writer.batches <= before.writer.batches + 20
     assert 1 < after.writer.largest_batch <= 20
     assert (after.writer.waiting_operations, after.writer.waiting_bytes, after.writer.blocked_callers) == (0, 0, 0)
-    assert after.pool.reads == before.pool.reads + 20
+    assert after.pool.reads >= before.pool.reads + 20  # now and then a store looks by itself for what others did
     assert 1 <= after.pool.open <= after.pool.size
     assert (after.pool.in_use, after.pool.waiting, after.pool.timeouts) == (0, 0, 0)
     assert after.wake.own > before.wake.own

@@ -41,7 +41,7 @@ async def test_prompts_and_responses_come_back_identical(store: JobStore, text: 
     assert "".join([part async for part in store.jobs.open_response(claimed.job_id)]) == text
 
 
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(text=st.text(max_size=40), total=st.integers(LIMIT - 3, LIMIT + 3), cut=st.integers(0, 200))
 @example(text="😀", total=LIMIT, cut=1)
 async def test_texts_around_the_inline_limit_come_back_identical_written_at_once_or_streamed(

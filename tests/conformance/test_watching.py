@@ -27,7 +27,7 @@ async def session(store: JobStore) -> str:
 
 
 async def until(feed: AsyncIterator[Job], job: Job, status: JobStatus) -> Job:
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         async for told in feed:
             if told.id == job.id and told.status is status:
                 return told
@@ -80,7 +80,7 @@ async def test_more_jobs_than_one_look_returns_are_all_told_though_they_changed_
     new = (NewJob(prompt="p", task_type="t", api_type="a", session_id=session) for _ in range(2 * MAX_ROWS))
     ids = {job.id for job in await store.jobs.enqueue_many(new)}
     feed = store.jobs.watch(session)
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         assert {(await anext(feed)).id for _ in ids} == ids
         one = ids.pop()
         await store.jobs.cancel(one)

@@ -14,6 +14,7 @@ import pytest
 from psycopg import AsyncConnection
 
 from jobstore import Claim, Job, JobStore
+from jobstore.engines import postgres_listener as listener_module
 from jobstore.sql import Operation, fetch_one
 from tests import postgres
 from tests.conformance.support import eventually
@@ -51,7 +52,8 @@ async def stranger(database: str) -> AsyncIterator[AsyncConnection[tuple[object,
 
 
 @pytest.fixture
-async def proxy(database: str) -> AsyncIterator[Proxy]:
+async def proxy(database: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Proxy]:
+    monkeypatch.setattr(listener_module, "POLL_LISTENING", 3600)  # or a look of the store's own might be what is cut
     async with Proxy(database).listening() as proxy:
         yield proxy
 

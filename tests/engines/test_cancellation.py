@@ -109,7 +109,7 @@ async def test_a_claim_cancelled_while_the_store_closes_gives_the_jobs_back(
     assert (await store.jobs.get(job.id)).status == "idle"
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(data=st.data())
 def test_cancelling_at_random_points_loses_nothing(data: st.DataObject) -> None:
     calls = data.draw(st.lists(st.sampled_from(["enqueue", "claim", "complete", "spill", "kv", "read"]), max_size=25))

@@ -41,6 +41,13 @@ async def outcomes(*calls: Awaitable[object]) -> list[object]:
     return await asyncio.gather(*calls, return_exceptions=True)
 
 
+@pytest.fixture
+def batches_have_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However slow this machine is, a batch does not end for that."""
+    monkeypatch.setattr(sqlite_driver, "MAX_BATCH_SECONDS", 3600.0)
+
+
+@pytest.mark.usefixtures("batches_have_time")
 async def test_callers_that_wait_together_share_one_commit(store: JobStore) -> None:
     before = store.stats().writer
     jobs = await asyncio.gather(*(enqueue(store, str(number)) for number in range(100)))
@@ -50,6 +57,7 @@ async def test_callers_that_wait_together_share_one_commit(store: JobStore) -> N
     assert [(await store.jobs.get(job.id)).prompt for job in jobs] == [str(number) for number in range(100)]
 
 
+@pytest.mark.usefixtures("batches_have_time")
 async def test_a_missing_foreign_key_fails_alone(store: JobStore) -> None:
     good, bad, other = await outcomes(enqueue(store), enqueue(store, session_id="nobody"), enqueue(store))
     assert isinstance(good, Job)
@@ -204,12 +212,14 @@ async def test_what_the_database_refuses_is_a_typed_error(
     await enqueue(store)
 
 
+@pytest.mark.usefixtures("batches_have_time")
 async def test_a_batch_is_bounded_in_operations(store: JobStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(group_commit, "MAX_BATCH_OPERATIONS", 10)
     await asyncio.gather(*(enqueue(store) for _ in range(35)))
     assert store.stats().writer.largest_batch == 10
 
 
+@pytest.mark.usefixtures("batches_have_time")
 async def test_a_batch_is_bounded_in_bytes(store: JobStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(group_commit, "MAX_BATCH_BYTES", 2500)
     await asyncio.gather(*(enqueue(store, "x" * 1000) for _ in range(10)))

@@ -7,12 +7,14 @@ import random
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from psycopg import AsyncConnection
 
 from jobstore import ConnectionLost, DatabaseBusy, DatabaseError, JobStore, StatementFailed
 from jobstore.engines import postgres as engine_module
+from jobstore.engines import postgres_listener as listener_module
 from jobstore.engines.base import Request
 from jobstore.engines.postgres import ASIDE
 from jobstore.repositories.job_queries import OVERDUE_SLEEP
@@ -75,11 +77,19 @@ async def test_who_waits_for_locked_rows_in_turns_waits_no_longer_than_alone(
         await enqueue_many(store, 3 * ASIDE)
         claims = await store.jobs.claim("worker", limit=3 * ASIDE)
         await lock(stranger, [claim.job_id for claim in claims])
-        started = time.monotonic()
+        engine: Any = store.jobs._backend.engine
+        new_writer, waits = engine._new_writer, []
+
+        def noted(lock_timeout: float) -> object:
+            waits.append(lock_timeout)
+            return new_writer(lock_timeout)
+
+        monkeypatch.setattr(engine, "_new_writer", noted)
         works = [store.jobs.complete(claim, "late") for claim in claims]
         outcomes = await asyncio.gather(*works, return_exceptions=True)
         assert {type(outcome) for outcome in outcomes} == {DatabaseBusy}
-        assert time.monotonic() - started < 2 * 2.0
+        assert len(waits) == 3 * ASIDE
+        assert sum(waits) < 2 * ASIDE * 2.0  # the last turns hardly wait any more
 
 
 async def test_an_expired_job_that_a_stranger_locked_is_rescued_later_and_stalls_no_claim(
@@ -129,8 +139,12 @@ async def test_a_lease_that_a_stranger_locked_is_not_lost(
 
 
 async def test_what_changes_nothing_wakes_nobody(
-    database: str, stranger: AsyncConnection[tuple[object, ...]], clock: FakeClock
+    database: str,
+    stranger: AsyncConnection[tuple[object, ...]],
+    clock: FakeClock,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(listener_module, "POLL_LISTENING", 3600)  # a look for what others did wakes as well
     async with (
         JobStore(database, migrate=True, clock=clock) as store,
         await AsyncConnection.connect(database, autocommit=True) as listening,
@@ -246,8 +260,8 @@ async def test_a_file_stays_when_nobody_can_tell_whether_its_row_was_committed(
 
 async def test_reads_go_on_when_all_reading_connections_were_lost(store: JobStore, database: str) -> None:
     await enqueue(store)
-    await asyncio.gather(*(store.jobs.count() for _ in range(50)))
-    assert store.stats().pool.open > 3
+    while store.stats().pool.open <= 3:  # a busy machine answers with few sooner than it makes more
+        await asyncio.gather(*(store.jobs.count() for _ in range(50)))
     await terminate(database)
     assert await store.jobs.count() == 1
     await terminate(database)

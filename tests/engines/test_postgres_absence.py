@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-import time
 from collections.abc import AsyncIterator
 
 import pytest
@@ -45,6 +44,13 @@ async def impatient(proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> AsyncItera
         yield store
 
 
+def be_patient(store: JobStore) -> None:
+    """From here on it waits for as long as a slow machine may take."""
+    engine = store.jobs._backend.engine
+    for part in (engine, engine._writer, engine._queue):  # type: ignore[attr-defined]
+        part._patience = 3600.0
+
+
 @guarded
 def change_and_fail(_now: int) -> Operation[None]:
     yield from execute("INSERT INTO counted VALUES (1)")
@@ -77,12 +83,12 @@ async def test_whoever_waits_behind_for_a_lost_server_waits_no_longer_than_alone
 ) -> None:
     proxy.refuses = True
     proxy.cut(b"BEGIN", "before")
-    started = time.monotonic()
     works = [impatient.execute("INSERT INTO counted VALUES (1)") for _ in range(64)]  # each a batch of its own
     outcomes = await asyncio.gather(*works, return_exceptions=True)
     assert {type(outcome) for outcome in outcomes} == {ConnectionLost}
-    assert time.monotonic() - started < 64 * SHORT / 4
+    assert proxy.refused < 32  # tries of all 64 together
     proxy.refuses = False
+    be_patient(impatient)
     assert list(await impatient.execute("SELECT * FROM counted")) == []
 
 
@@ -90,7 +96,8 @@ async def test_whoever_came_later_still_waits_when_the_first_has_given_up(impati
     proxy.refuses = True
     proxy.cut(b"BEGIN", "before")
     first = asyncio.ensure_future(enqueue(impatient))
-    await eventually(lambda: proxy.refused > 1)
+    await eventually(lambda: proxy.refused > 0)
+    be_patient(impatient)  # but not the first, which has begun to wait
     later = asyncio.ensure_future(enqueue(impatient))
     with pytest.raises(ConnectionLost):
         await first
@@ -106,13 +113,19 @@ async def test_reads_succeed_soon_after_a_long_absence_of_the_server(
     async with JobStore(proxy.url, migrate=True) as through:
         proxy.refuses = True
         await terminate(database)
-        for _ in range(6):  # so long that whoever doubles his pauses would be at seconds
+        tries = 0
+        while proxy.refused < 8:
             with pytest.raises(ConnectionLost, match="could not be reached"):
                 await through.jobs.count()
             assert (through.stats().pool.open, through.stats().pool.in_use) == (0, 0)
+            tries += 1
+        assert tries <= 32  # whoever doubles his pauses would be at minutes by now
         proxy.refuses = False
-        outcomes = [await asyncio.gather(through.jobs.count(), return_exceptions=True) for _ in range(2)]
-        assert [0] in outcomes
+
+        async def succeeds() -> bool:
+            return await asyncio.gather(through.jobs.count(), return_exceptions=True) == [0]
+
+        await eventually(succeeds)
 
 
 # Connections whose client has vanished without the server's hearing of it
@@ -126,7 +139,7 @@ async def test_a_session_that_hangs_on_a_vanished_client_holds_up_nobody(
     async with JobStore(database, migrate=True):
         pass
     proxy.keeps_servers = True
-    async with JobStore(proxy.url) as through, asyncio.timeout(20):
+    async with JobStore(proxy.url) as through, asyncio.timeout(50):
         proxy.cut(text, moment)  # at first use: later, statements travel by name
         first = await enqueue(through, idempotency_key="key")
         assert proxy.cuts_left == 0
@@ -159,7 +172,7 @@ async def test_leases_are_renewed_though_the_session_hangs_that_renewed_them(sto
     await enqueue(store)
     [claim] = await store.jobs.claim("worker")
     proxy.keeps_servers = True
-    async with JobStore(proxy.url) as through, asyncio.timeout(20):
+    async with JobStore(proxy.url) as through, asyncio.timeout(50):
         engine = through.jobs._backend.engine
         proxy.cut(COMMIT, "before")
         for _ in range(2):
@@ -172,7 +185,7 @@ async def test_a_lost_session_that_is_still_at_work_is_not_waited_for_without_en
     database: str, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(engine_module, "PATIENCE", SHORT)
-    async with JobStore(proxy.url, migrate=True) as through, asyncio.timeout(20):
+    async with JobStore(proxy.url, migrate=True) as through, asyncio.timeout(50):
         lock = through.jobs._backend.engine._writer._lock  # type: ignore[attr-defined]
         async with await AsyncConnection.connect(database, autocommit=True) as busy:
             working = asyncio.ensure_future(busy.execute("SELECT pg_advisory_lock(%s), pg_sleep(3600)", [lock]))
@@ -180,6 +193,7 @@ async def test_a_lost_session_that_is_still_at_work_is_not_waited_for_without_en
             await terminate(database)
             with pytest.raises(ConnectionLost, match="not known"):
                 await enqueue(through)
+            be_patient(through)
             await busy.cancel_safe()
             await asyncio.wait([working])
         await enqueue(through)
@@ -233,10 +247,12 @@ async def test_a_worker_outlives_a_server_that_is_away_for_longer_than_a_caller_
     running = asyncio.ensure_future(worker.run())
     await impatient.jobs.wait(first.id, timeout=60)
     proxy.refuses = True
-    proxy.cut(b"BEGIN", "before")
+    proxy.cut(b"BEGIN", *["before"] * 20)  # not only of a read that is on its way
     impatient.jobs._backend.engine.work.notify()  # so that it claims
     await eventually(lambda: "cannot claim, trying again" in caplog.text)
     assert not running.done()
+    be_patient(impatient)
+    proxy.forget_cuts()
     proxy.refuses = False
     second = await enqueue(impatient, task_type="task")
     assert (await impatient.jobs.wait(second.id, timeout=60)).status == "completed"
@@ -247,7 +263,7 @@ async def test_a_worker_outlives_a_server_that_is_away_for_longer_than_a_caller_
 async def test_a_worker_whose_network_was_cut_finds_out_that_its_lease_was_lost_meanwhile(
     impatient: JobStore, database: str, proxy: Proxy, caplog: pytest.LogCaptureFixture
 ) -> None:
-    worker = Worker(impatient, lease=0.3)
+    worker = Worker(impatient, lease=0.3, concurrency=1)  # or it might be the other itself
     began, cancelled, told = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
     @worker.handles("task")

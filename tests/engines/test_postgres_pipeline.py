@@ -87,6 +87,9 @@ async def test_a_lone_caller_waits_for_two_round_trips(store: JobStore, monkeypa
 
 
 async def test_the_plan_of_what_runs_all_day_is_kept(store: JobStore) -> None:
+    await store.execute(
+        "ALTER TABLE background_jobs SET (autovacuum_enabled = off)"
+    )  # which analyzes, and so plans anew
     await store.jobs.enqueue_many(NewJob(prompt="p", task_type="t", api_type="a") for _ in range(1000))
     for _ in range(10):
         [claim] = await store.jobs.claim("worker")

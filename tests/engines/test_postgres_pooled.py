@@ -56,7 +56,7 @@ async def test_other_processes_are_heard_without_a_session_that_listens(pooler: 
     async with JobStore(pooler.url, migrate=True) as through, JobStore(fresh_database) as direct:
         seen = await through.jobs.wake()
         await direct.jobs.enqueue("p", task_type="t", api_type="a")
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             assert await through.jobs.wake(since=seen) != seen
         listening = "SELECT count(*) AS found FROM pg_stat_activity WHERE query ~ '^LISTEN'"
         [row] = await direct.execute(f"{listening} AND datname = current_database()")

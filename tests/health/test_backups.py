@@ -275,7 +275,7 @@ WORK = """
         async with JobStore(path, inline_limit=1_000) as store:
             print("begun", flush=True)
             stopped = asyncio.ensure_future(asyncio.to_thread(sys.stdin.readline))
-            while not stopped.done():
+            while not stopped.done() or not done:  # others may have claimed all so far
                 await store.jobs.enqueue("prompt " * 500, task_type="passing", api_type="api")
                 for claim in await store.jobs.claim(worker, task_types=["passing"]):
                     async with store.jobs.output(claim) as output:

@@ -136,8 +136,9 @@ async def test_an_opening_that_is_cancelled_at_any_moment_holds_nothing(migrated
         for _ in range(turns):
             await asyncio.sleep(0)
         opening.cancel()
-        [store] = await asyncio.gather(opening, return_exceptions=True)
-        assert isinstance(store, asyncio.CancelledError)
+        [opened] = await asyncio.gather(opening, return_exceptions=True)
+        if isinstance(opened, JobStore):  # it was faster
+            await opened.close()
         await in_thread(_hold_for_a_moment, migrated)
 
 

@@ -183,7 +183,7 @@ async def test_on_postgresql_writes_wait_for_a_migration_that_runs(
 
         def announce(_step: Step) -> None:
             loop.call_soon_threadsafe(announced.set)
-            assert go_on.wait(30)
+            assert go_on.wait(120)
 
         migration = asyncio.create_task(
             in_thread(lambda: PostgresMigrator(fresh_database, "jobs", load_steps(folder)).run(announce))

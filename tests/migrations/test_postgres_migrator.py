@@ -263,7 +263,8 @@ def test_of_several_migrators_at_once_one_applies_each_step(fresh_database: str)
             assert all(process.poll() is None for process in processes)
     answers = [process.communicate(timeout=60) for process in processes]
     assert [process.returncode for process in processes] == [0] * MIGRATORS, answers
-    assert sorted(json.loads(said)["applied"] for said, _ in answers) == [*([] for _ in processes[1:]), NAMES]
+    # The lock is taken anew for each step, so that they may take turns.
+    assert sorted(name for said, _ in answers for name in json.loads(said)["applied"]) == NAMES
     assert rows_of(fresh_database, "SELECT name FROM migrations ORDER BY name") == [(name,) for name in NAMES]
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 import uuid
 from collections.abc import Iterator
+from threading import Lock
 from typing import Any
 from urllib.request import Request, urlopen
 
 import boto3
 import pytest
 from botocore.config import Config
+from moto.s3.responses import S3Response
 from moto.server import ThreadedMotoServer
 
 SECRET = "a-secret-access-key"  # noqa: S105 - of a server that knows none
@@ -79,11 +81,20 @@ class ObjectStorage:
 def s3() -> Iterator[str]:
     """The URL of a server that speaks S3."""
     logging.getLogger("werkzeug").setLevel(logging.WARNING)  # a line for each request
-    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
+    put_object, turn = S3Response.put_object, Lock()
+
+    def put_in_one_step(response: S3Response) -> Any:  # noqa: ANN401
+        """Look whether there is anything, and put: as S3 does; this server's threads might come in between."""
+        with turn:
+            return put_object(response)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(S3Response, "put_object", put_in_one_step)
+        server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+        server.start()
+        host, port = server.get_host_and_port()
+        yield f"http://{host}:{port}"
+        server.stop()
 
 
 @pytest.fixture

@@ -6,6 +6,8 @@ import os
 import subprocess
 import sys
 import textwrap
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 PEAK_MEMORY = """
@@ -31,14 +33,26 @@ def spawn(code: str, *arguments: object, cwd: Path | None = None) -> subprocess.
 
 
 def finish(process: subprocess.Popen[str], text: str | None = None, within: float = 60) -> tuple[int, str, str]:
-    """Wait for a process, which must end by itself; return its code, output and errors."""
-    try:
-        output, errors = process.communicate(text, timeout=within)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        output, errors = process.communicate()
-        raise AssertionError(f"it hung; it had said: {output}{errors}") from None
-    return process.returncode, output, errors
+    """Wait for a process, which must end by itself; return its code, and what is unread of its output and errors."""
+    assert process.stdin is not None
+    assert process.stdout is not None
+    assert process.stderr is not None
+    with ThreadPoolExecutor() as threads:
+        # Not by `communicate`: it would miss what was read ahead with the lines that the test has read.
+        reading = [threads.submit(stream.read) for stream in (process.stdout, process.stderr)]
+        with suppress(BrokenPipeError), process.stdin as stdin:
+            stdin.write(text or "")
+        try:
+            process.wait(within)
+            hung = False
+        except subprocess.TimeoutExpired:
+            process.kill()
+            hung = True
+        output, errors = (read.result() for read in reading)
+    process.stdout.close()
+    process.stderr.close()
+    assert not hung, f"it hung; it had said: {output}{errors}"
+    return process.wait(), output, errors
 
 
 def run(code: str, *arguments: object) -> tuple[int, str, str]:

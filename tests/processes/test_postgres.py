@@ -56,15 +56,13 @@ async def fill(url: str, jobs: int) -> None:
         await store.jobs.enqueue_many(NewJob(prompt="p", task_type="task", api_type="api") for _ in range(jobs))
 
 
-def kill_when_it_holds(process: subprocess.Popen[str]) -> tuple[list[str], int]:
-    """Kill a worker that holds jobs without doing them; return what it completed before, and how many it holds."""
+def wait_until_it_holds(process: subprocess.Popen[str]) -> tuple[list[str], int]:
+    """Wait for a worker that holds jobs without doing them; return what it completed before, and how many it holds."""
     assert process.stdout is not None
     completed = []
     for line in process.stdout:
         word, _, count = line.strip().partition(" ")
         if word == "holding":
-            os.kill(process.pid, signal.SIGKILL)
-            process.communicate()
             return completed, int(count)
         completed.append(word)
     raise AssertionError(f"it ended too soon: {process.communicate()}")
@@ -76,17 +74,18 @@ def test_the_jobs_of_a_killed_worker_are_rescued_and_none_is_completed_twice(url
     victim = spawn(WORKER, url, 50)
     others: list[subprocess.Popen[str]] = []
     try:
-        others += [spawn(WORKER, url, 0) for _ in range(3)]
-        completed, held = kill_when_it_holds(victim)
+        completed, held = wait_until_it_holds(victim)  # before the others could leave it nothing
         assert held > 0
+        others += [spawn(WORKER, url, 0) for _ in range(3)]
+        os.kill(victim.pid, signal.SIGKILL)
         with ThreadPoolExecutor() as threads:  # read together, or one would wait for its pipe to be read
             for code, output, errors in threads.map(finish, others):
                 assert code == 0, errors
                 completed += output.split()
     finally:
         for process in (victim, *others):
-            process.kill()
-            process.communicate()
+            with process:
+                process.kill()
     with psycopg.connect(url) as connection:
         rows = connection.execute("SELECT id, status FROM background_jobs").fetchall()
         rescued = connection.execute("SELECT count(*) FROM job_attempts WHERE outcome = 'lost'").fetchone()

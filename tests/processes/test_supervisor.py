@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -87,7 +88,7 @@ class Running:
         return self._log.read_text(encoding="utf-8")
 
     async def ends(self) -> int:
-        return await asyncio.to_thread(self.process.wait, 60)
+        return await asyncio.to_thread(self.process.wait, 120)
 
 
 @asynccontextmanager
@@ -138,7 +139,10 @@ async def begun(folder: Path, jobs: list[Job]) -> None:
 
 
 def gone(pid: int) -> bool:
-    return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
 
 
 # Work
@@ -275,7 +279,7 @@ async def test_a_crash_loop_ends_with_exit_code_1(tmp_path: Path, monkeypatch: p
     crashing = [sys.executable, "-c", "open('tries', 'a').write('x'); raise SystemExit(3)"]
     steady = [sys.executable, "-c", "import sys; sys.stdin.read(1)"]
     runs = 4
-    restarts = Restarts(first_pause=0.01, most=runs)
+    restarts = Restarts(first_pause=0.01, steady=3600, most=runs)  # however slowly they crash
     supervisor = Supervisor([crashing, steady], restarts=restarts)
     assert await supervisor.run() == 1
     assert (tmp_path / "tries").read_text() == "x" * runs
@@ -402,13 +406,11 @@ def scrape(url: str) -> str:
 
 
 def free_ports(count: int) -> int:
-    """Return the first of some ports in a row that are free now."""
+    """Return the first of some ports in a row that are free now, and that no system gives to whoever wants any."""
     while True:
+        first = random.randrange(10_000, 32_000)  # noqa: S311 - no secret
         with ExitStack() as stack, suppress(OSError):
-            taken = stack.enter_context(closing(socket.socket()))
-            taken.bind(("127.0.0.1", 0))
-            first: int = taken.getsockname()[1]
-            for port in range(first + 1, first + count):
+            for port in range(first, first + count):
                 stack.enter_context(closing(socket.socket())).bind(("127.0.0.1", port))
             return first
 
@@ -495,13 +497,13 @@ async def test_a_reload_while_a_process_starts_reaches_it_too(tmp_path: Path, mo
 
 
 async def test_a_process_that_cannot_be_started_again_for_now_is_no_reason_to_end_the_others(tmp_path: Path) -> None:
-    program = tmp_path / "program"
-    steady = [sys.executable, "-c", "import sys; sys.stdin.read(1)"]
-    program.write_text("#!/bin/sh\nexit 1\n")
+    program, began = tmp_path / "program", tmp_path / "began"
+    waiting = [sys.executable, "-c", "import sys; sys.stdin.read(1)"]
+    program.write_text(f"#!/bin/sh\ntouch '{began}'\nexit 1\n")
     program.chmod(0o755)
-    supervisor = Supervisor([[str(program)], steady], restarts=Restarts(first_pause=0.3, most=3))
+    supervisor = Supervisor([[str(program)], waiting], restarts=Restarts(first_pause=0.3, steady=3600, most=3))
     running = asyncio.ensure_future(supervisor.run())
-    await eventually(lambda: len(supervisor.pids) == 1)
+    await eventually(began.exists)  # or the shell might not find its script any more
     program.unlink()
     assert await running == 1  # after it was tried as often as one that crashes
 

@@ -185,6 +185,20 @@ async def test_it_is_idle_when_all_answers_have_ended(server: LLMServer, client:
     await asyncio.wait_for(idle, 30)
 
 
+async def test_a_connection_on_which_nothing_was_asked_for_long_is_kept(
+    server: LLMServer, client: AsyncAnthropic, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a request that comes just then would fail, by chance."""
+    await ask(client)
+    loop = asyncio.get_running_loop()
+    time = loop.time
+    monkeypatch.setattr(loop, "time", lambda: time() + 600)
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert server._server is not None
+    assert len(server._server.server_state.connections) == 1
+
+
 async def test_leaving_cuts_off_what_is_being_answered_and_frees_the_port() -> None:
     asked = asyncio.Event()
 

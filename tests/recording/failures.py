@@ -27,8 +27,8 @@ _TABLE = re.compile(r"(<!-- failures: [^>]*-->\n).*?(<!-- end of failures -->)",
 TEXT, HALF = "first half second half", "first half "
 POLICY, ASKED = 7.0, 2.5
 """Seconds: what the worker's policy says, and what a provider asks for."""
-SILENCE = 0.3
-"""Seconds after which a client takes a stream that says nothing for broken."""
+SILENCE, LONGEST_SILENCE = 0.3, 60.0
+"""Seconds after which a client takes a stream that says nothing for broken; more where the machine is slow."""
 
 _TOO_LONG: dict[API, str] = {
     "anthropic": "max_tokens",
@@ -96,6 +96,18 @@ class Scene:
 
     async def play(self, case: Case, api: API) -> Seen:
         """Let a worker do one job while the provider does what the case says."""
+        reply: Any = case.reply
+        if not isinstance(reply, Answer) or reply.ending != "stall":
+            return await self._play(case, api, self._speakers[api].client)
+        silence = SILENCE
+        while True:
+            async with speaking(api, self._server.url, silence) as impatient:
+                seen = await self._play(case, api, impatient.client)
+            if seen.text != "nothing" or silence > LONGEST_SILENCE:
+                return seen
+            silence *= 2  # so short that it may have ended before anything came
+
+    async def _play(self, case: Case, api: API, client: object) -> Seen:
         self._number += 1
         task_type = f"case {self._number}"  # of its own, so that no pause of another case matters
         reply: Any = case.reply
@@ -103,10 +115,11 @@ class Scene:
             reply = Answer(TEXT, stop_reason=case.stop_reasons[api], chunk_size=4)
         elif isinstance(reply, Answer):
             reply = Answer(TEXT, ending=reply.ending, tool_calls=reply.tool_calls, chunk_size=4)
+        self._server._script.clear()  # of a request that was given up before it arrived
         self._server.script(reply)
         job = await self._store.jobs.enqueue("ask", task_type=task_type, api_type=api, model_used=MODELS[api])
         worker = Worker(self._store, retry=constant(POLICY))
-        worker.handles_llm(task_type, client=self._speakers[api].client, max_tokens=1000)
+        worker.handles_llm(task_type, client=client, max_tokens=1000)
         await worker.run(drain=True)
         return await self._seen(job.id)
 
@@ -163,7 +176,7 @@ async def setting(store: JobStore, clock: FakeClock) -> AsyncIterator[Scene]:
     """Yield a scene in a store."""
     async with AsyncExitStack() as stack:
         server = await stack.enter_async_context(LLMServer())
-        speakers = {api: await stack.enter_async_context(speaking(api, server.url, SILENCE)) for api in APIS}
+        speakers = {api: await stack.enter_async_context(speaking(api, server.url)) for api in APIS}
         yield Scene(store, clock, server, speakers)
 
 

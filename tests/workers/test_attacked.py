@@ -21,7 +21,7 @@ LEASE = 0.5
 """Seconds: so short that those suspended often lose theirs, and those under load now and then."""
 WORKERS = 3
 PROGRAM = """
-    import asyncio, random, sys
+    import asyncio, logging, random, sys
     from jobstore import JobStore
     from jobstore.workers import JobContext, Worker
 
@@ -37,6 +37,7 @@ PROGRAM = """
             print("working", flush=True)
             await worker.run(grace=1)
 
+    logging.getLogger("jobstore").setLevel("ERROR")  # else lost leases fill the pipe that nobody reads meanwhile
     asyncio.run(main(*sys.argv[1:]))
 """
 

@@ -255,11 +255,12 @@ async def test_a_thread_that_takes_too_long_is_fenced_off_with_a_warning(
     store: JobStore, caplog: pytest.LogCaptureFixture, grace: float
 ) -> None:
     worker = Worker(store, lease=LEASE, cancel_grace=grace)
-    may_end, refused = threading.Event(), threading.Event()
+    began, may_end, refused = threading.Event(), threading.Event(), threading.Event()
 
-    @worker.handles("task", timeout=0.05)
+    @worker.handles("task", timeout=3600)
     def handle(job: SyncJobContext) -> str:
         job.write("a beginning")
+        began.set()
         may_end.wait(60)
         try:
             job.write("more")
@@ -269,6 +270,9 @@ async def test_a_thread_that_takes_too_long_is_fenced_off_with_a_warning(
 
     job = await store.jobs.enqueue("p", task_type="task", api_type="api", max_attempts=1)
     async with working(worker):
+        assert await asyncio.to_thread(began.wait, 60)
+        [attempt] = worker._running.values()
+        attempt.interrupt("timeout")  # as its timer does, which might have been faster than the beginning
         done = await store.jobs.wait(job.id, timeout=60)
         assert (done.status, done.error_type) == (JobStatus.FAILED, "timeout")
         assert "its result will be dropped" in caplog.text

@@ -84,7 +84,7 @@ async def test_a_worker_stops_in_the_middle_of_its_maintenance(store: JobStore) 
 
     await eventually(begun)
     worker.stop()
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         await running
 
 

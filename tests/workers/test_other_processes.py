@@ -25,7 +25,7 @@ PROGRAM = """
 
     async def main(url, outputs, lease):
         async with JobStore(url, outputs=outputs) as store:
-            worker = Worker(store, lease=float(lease))
+            worker = Worker(store, concurrency=1, lease=float(lease))  # or it might claim what it lost itself
 
             @worker.handles("task")
             async def handle(job):
