@@ -11,7 +11,7 @@ import socket
 from collections.abc import Callable
 from functools import partial
 from itertools import cycle
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import anyio
 
@@ -27,6 +27,9 @@ from jobstore.workers.retries import Retries, exponential, policy_of
 from jobstore.workers.signals import heed_signals
 
 logger = logging.getLogger(__name__)
+
+STOP_SECONDS = 3.0
+"""How long a worker that stops waits for a database that does not answer: what is not given back, leases end."""
 
 H = TypeVar("H", bound=AsyncHandler | SyncHandler)
 K = TypeVar("K", bound=Hook)
@@ -100,6 +103,7 @@ class Worker:
         self._unwell: type[DatabaseError] | None = None  # why it could not claim the last time
         self._stopping = self._at_once = self._was_signalled = False
         self._nudge = anyio.Event()
+        self._claiming = anyio.CancelScope()
 
     def handles(
         self, task_type: str, *, timeout: float | None = None, retry: Retries | None = None
@@ -253,6 +257,8 @@ class Worker:
         self._stopping = True
         self._at_once |= at_once
         self._nudge.set()
+        if self._loop is not None:
+            self._claiming.deadline = min(self._claiming.deadline, self._loop.time() + STOP_SECONDS)
 
     async def run(self, *, drain: bool = False, grace: float = 10.0) -> None:
         """Work until SIGTERM, SIGINT or `stop()`; then finish what runs within `grace` seconds and release the rest.
@@ -305,7 +311,8 @@ class Worker:
         return self._stopping or self._failure is not None
 
     async def _claim_until_stopped(self, *, drain: bool) -> None:
-        terms = Terms(self.store, self.id, self.lease, self.cancel_grace, self._hooks)
+        task = cast("asyncio.Task[Any]", asyncio.current_task())
+        terms = Terms(self.store, self.id, self.lease, self.cancel_grace, self._hooks, task)
         while not self._was_stopped():
             self._nudge = anyio.Event()
             free = self.concurrency - len(self._running)
@@ -347,8 +354,10 @@ class Worker:
 
     async def _claim(self, limit: int) -> list[Claim] | None:
         """Claim, or, when the database is unwell for the moment, wait a little and return None."""
+        claims: list[Claim] | None = None
         try:
-            claims = await self._ask(limit)
+            with anyio.CancelScope() as self._claiming:
+                claims = await self._ask(limit)
         except DatabaseError as error:
             if not is_passing(error):
                 raise
@@ -383,8 +392,9 @@ class Worker:
 
     async def _give_back(self, claims: list[Claim]) -> None:
         """Release jobs that were claimed while the order to stop came."""
-        with contextlib.suppress(JobStoreError):  # their leases will end
-            await together([self.store.jobs.release(claim) for claim in claims])
+        with contextlib.suppress(JobStoreError, TimeoutError):  # their leases will end
+            async with asyncio.timeout(STOP_SECONDS):
+                await together([self.store.jobs.release(claim) for claim in claims])
 
     async def _sleep(self, token: int) -> None:
         """Wait for new work, the end of a running job, or the order to stop."""
@@ -408,16 +418,23 @@ class Worker:
         """Wait until all running jobs have ended, or the grace is over."""
         with anyio.move_on_after(grace):
             while self._running and not self._at_once and self._failure is None:
-                self._nudge = anyio.Event()
-                await self._nudge.wait()
+                await self._nudged()
 
     async def _end_running(self) -> None:
-        """Interrupt what still runs, and wait until all of it is recorded."""
+        """Interrupt what still runs, and wait until all of it is recorded, unless the database does not answer."""
         for attempt in list(self._running.values()):
             attempt.interrupt("stopped")
-        while self._running:
-            self._nudge = anyio.Event()
-            await self._nudge.wait()
+        with anyio.move_on_after(self.cancel_grace + STOP_SECONDS):
+            while self._running:
+                await self._nudged()
+        while any(attempt.is_recorded for attempt in self._running.values()):  # hooks have a patience of their own
+            await self._nudged()
+        if self._running:
+            logger.warning("worker %s ends before %d jobs are recorded: their leases will end", self.id, self.running)
+
+    async def _nudged(self) -> None:
+        self._nudge = anyio.Event()
+        await self._nudge.wait()
 
     def _heed(self, number: signal.Signals) -> None:
         how = "at once" if self._was_signalled else "when what runs has ended, or the grace is over"
