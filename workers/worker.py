@@ -103,7 +103,7 @@ class Worker:
         self._unwell: type[DatabaseError] | None = None  # why it could not claim the last time
         self._stopping = self._at_once = self._was_signalled = False
         self._nudge = anyio.Event()
-        self._claiming = anyio.CancelScope()
+        self._claiming: anyio.CancelScope | None = None
 
     def handles(
         self, task_type: str, *, timeout: float | None = None, retry: Retries | None = None
@@ -257,7 +257,7 @@ class Worker:
         self._stopping = True
         self._at_once |= at_once
         self._nudge.set()
-        if self._loop is not None:
+        if self._loop is not None and self._claiming is not None:
             self._claiming.deadline = min(self._claiming.deadline, self._loop.time() + STOP_SECONDS)
 
     async def run(self, *, drain: bool = False, grace: float = 10.0) -> None:
