@@ -24,6 +24,7 @@ from jobstore import (
     JobStoreError,
     LeaseLost,
     PoolTimeout,
+    ReadOnlyDatabase,
 )
 from jobstore.aio import finish, in_daemon_thread, is_being_cancelled
 from jobstore.workers.context import JobContext, SyncJobContext
@@ -333,7 +334,8 @@ class RunningAttempt:
 
 def is_passing(error: DatabaseError) -> bool:
     """Whether trying again later may help."""
-    return isinstance(error, ConnectionLost | DatabaseBusy | DiskFailed | PoolTimeout)
+    # Read-only, too: a server is while another one takes its place, and a disk until it is repaired.
+    return isinstance(error, ConnectionLost | DatabaseBusy | DiskFailed | PoolTimeout | ReadOnlyDatabase)
 
 
 def _without_own_frames(error: BaseException) -> BaseException:

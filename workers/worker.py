@@ -17,6 +17,7 @@ import anyio
 
 from jobstore import Claim, DatabaseError, InvalidArgument, Job, JobStore, JobStoreError, UnknownPolicy
 from jobstore.aio import finish, together
+from jobstore.repositories.job_work import MAX_CLAIMS
 from jobstore.version import VERSION
 from jobstore.workers.attempt import RETRY_SECONDS, RunningAttempt, Terms, is_passing
 from jobstore.workers.handlers import AsyncHandler, Handler, SyncHandler
@@ -315,7 +316,7 @@ class Worker:
         terms = Terms(self.store, self.id, self.lease, self.cancel_grace, self._hooks, task)
         while not self._was_stopped():
             self._nudge = anyio.Event()
-            free = self.concurrency - len(self._running)
+            free = min(MAX_CLAIMS, self.concurrency - len(self._running))
             if free <= 0:
                 await self._nudge.wait()
                 continue
