@@ -72,9 +72,14 @@ class Rival(threading.Thread):
 
 
 async def test_while_a_handler_blocks_the_event_loop_for_three_leases_nobody_loses_any(
-    store: JobStore, database: Path | str, clock: FakeClock
+    store: JobStore,
+    database: Path | str,
+    clock: FakeClock,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Neither its own, nor those of jobs that were claimed with it and have not even begun."""
+    monkeypatch.setattr("jobstore.leases.BLOCKED_SECONDS", 0.0)
     worker = Worker(store, lease=LEASE)
     leases = store._open.backend.leases  # type: ignore[union-attr]
     rival = Rival(database, clock)
@@ -99,6 +104,7 @@ async def test_while_a_handler_blocks_the_event_loop_for_three_leases_nobody_los
     rival.end()
     assert rival.claimed == []
     assert runs == 3
+    assert "the event loop is blocked" in caplog.text
     for job in jobs:
         assert await standing(store, job) == (JobStatus.COMPLETED, 1)
 
