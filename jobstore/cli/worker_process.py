@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 LEAVE_SECONDS = 1.0
 """How long handlers that were given up may take to end, once all else has."""
-CLOSE_SECONDS = 3.0
+CLOSE_SECONDS = 5.0
 """How long the store may take to close once its worker has stopped: nobody was told that what it still writes is."""
 OPEN_SECONDS = 30.0
 """How long a server is waited for that cannot be reached: as long as for one that is lost later."""
