@@ -264,7 +264,8 @@ class Worker:
     async def run(self, *, drain: bool = False, grace: float = 10.0) -> None:
         """Work until SIGTERM, SIGINT or `stop()`; then finish what runs within `grace` seconds and release the rest.
 
-        Signals are heeded in the main thread; a second one ends the grace.
+        Signals are heeded in the main thread; a second one ends the grace. If the database does not answer by then,
+        what ran is left to the ends of its leases.
 
         Args:
             drain: End as soon as there is nothing left to claim.
@@ -354,7 +355,7 @@ class Worker:
         self._nudge.set()
 
     async def _claim(self, limit: int) -> list[Claim] | None:
-        """Claim, or, when the database is unwell for the moment, wait a little and return None."""
+        """Claim; None if the database was unwell for a moment, or does not answer a worker that stops."""
         claims: list[Claim] | None = None
         try:
             with anyio.CancelScope() as self._claiming:
@@ -368,7 +369,7 @@ class Worker:
             with anyio.move_on_after(RETRY_SECONDS):
                 await self._nudge.wait()
             return None
-        if self._unwell is not None:
+        if self._unwell is not None and claims is not None:
             self._unwell = None
             logger.info("worker %s can claim again", self.id)
         return claims

@@ -18,7 +18,7 @@ import typer
 from jobstore import ConnectionLost, DatabaseNotFound, JobStore, JobStoreError, UnknownPolicy
 from jobstore.cli import logs, provider_targets, work_targets
 from jobstore.workers import Worker
-from jobstore.workers.signals import heed_hangup
+from jobstore.workers.signals import heed_hangup, heed_signals
 from jobstore.workers.supervised import obeying
 
 logger = logging.getLogger(__name__)
@@ -135,7 +135,8 @@ async def _work(settings: Settings, store: JobStore, make: work_targets.MakeWork
             worker.stop(at_once=at_once)
 
     with obeying(stop) if settings.supervised else contextlib.nullcontext():
-        await asyncio.wait([opening])
+        with heed_signals(lambda _: stop(at_once=False)):
+            await asyncio.wait([opening])
         if opening.cancelled():  # told before it was there
             return
         opening.result()
