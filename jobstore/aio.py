@@ -70,8 +70,9 @@ def _set_result(future: asyncio.Future[T], result: T) -> None:
 
 def _set_error(future: asyncio.Future[Any], error: BaseException) -> None:
     if not future.done():
-        # No future takes a StopIteration.
-        future.set_exception(RuntimeError(repr(error)) if isinstance(error, StopIteration) else error)
+        # No future takes a StopIteration, and no coroutine that goes on after a GeneratorExit.
+        is_refused = isinstance(error, StopIteration | GeneratorExit)
+        future.set_exception(RuntimeError(f"{type(error).__name__} was raised") if is_refused else error)
 
 
 def is_being_cancelled() -> bool:

@@ -29,6 +29,8 @@ LOOK_SECONDS = 0.05
 """Between looks for cancellations, however much is committed."""
 LOOK_AGAIN_SECONDS = 0.5
 """Between looks when nothing is heard: a cancellation may have come before its claim was known here, or unheard."""
+BLOCKED_SECONDS = 5.0
+"""For which an event loop does not answer before that is said."""
 LIFETIME = 15.0
 """Seconds that a worker counts as alive after it was last heard of, which it is three times as often."""
 
@@ -66,6 +68,9 @@ class LeaseKeeper:
         self._planned = 0.0  # seconds: the next beat is no further away
         self._closed = False
         self._watcher: asyncio.Task[None] | None = None
+        self._home: asyncio.AbstractEventLoop | None = None  # where handlers run
+        self._asked: float | None = None  # since when the answer of that loop is waited for
+        self._said_blocked = False
         self._something = asyncio.Event()  # there are leases to keep, in the store's own event loop
         self.beats = 0
 
@@ -165,6 +170,7 @@ class LeaseKeeper:
             self._thread = threading.Thread(target=self._run, name="jobstore-leases", daemon=True)
             self._thread.start()
             self._watcher = loop.create_task(self._watch())
+            self._home = loop
 
     def _poke(self) -> None:
         loop, changed = self._loop, self._changed
@@ -209,6 +215,7 @@ class LeaseKeeper:
             if now >= next_beat:
                 await self._beat()
                 await self._renew_workers(self._loop.time())
+                self._look_after_home(self._loop.time())
                 next_beat = now + self._interval()
             else:  # a shorter lease may have come
                 next_beat = min(next_beat, now + self._interval())
@@ -249,6 +256,23 @@ class LeaseKeeper:
             except Exception as error:  # noqa: BLE001 - without this thread, all leases would end
                 logger.warning("telling that worker %s lives failed: %s", worker.id, type(error).__name__)
         self._renewing = False
+
+    def _look_after_home(self, now: float) -> None:
+        """Say so if the event loop is blocked: its jobs keep their leases, so nobody else would tell."""
+        if self._home is None or not self._home.is_running():
+            return
+        if self._asked is None:
+            self._asked = now
+            with contextlib.suppress(RuntimeError):  # it was closed just now
+                self._home.call_soon_threadsafe(self._answer)
+        elif now - self._asked >= BLOCKED_SECONDS and not self._said_blocked:
+            self._said_blocked = True
+            logger.warning("the event loop is blocked, by a handler or the like: its leases are kept meanwhile")
+
+    def _answer(self) -> None:
+        if self._said_blocked:
+            logger.info("the event loop goes on")
+        self._asked, self._said_blocked = None, False
 
     def _tell(self, beat: Heartbeat) -> None:
         if beat.extended and not beat.cancel_requested:

@@ -56,6 +56,13 @@ def _no_blocking_of_the_event_loop() -> Iterator[BlockBuster]:
         yield guard
 
 
+@pytest.fixture(autouse=True)
+def _workers_wait_for_a_slow_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let workers that stop wait for their database for as long as tests wait for anything."""
+    monkeypatch.setattr("jobstore.workers.worker.STOP_SECONDS", 60.0)
+    monkeypatch.setattr("jobstore.repositories.workers.PATIENCE", 60.0)
+
+
 @pytest.fixture(scope="session")
 def postgres_server() -> Iterator[str]:
     """Return the URL of a PostgreSQL server, which all tests share."""

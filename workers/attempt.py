@@ -8,7 +8,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import anyio
 
@@ -24,6 +24,7 @@ from jobstore import (
     JobStoreError,
     LeaseLost,
     PoolTimeout,
+    ReadOnlyDatabase,
 )
 from jobstore.aio import finish, in_daemon_thread, is_being_cancelled
 from jobstore.workers.context import JobContext, SyncJobContext
@@ -55,6 +56,8 @@ class Terms:
     cancel_grace: float
     """Seconds that a handler has to end once it is interrupted."""
     hooks: Hooks
+    worker: asyncio.Task[Any]
+    """Where the worker runs; when the event loop ends, it is cancelled together with the attempts."""
 
 
 class Report(NamedTuple):
@@ -72,10 +75,14 @@ class RunningAttempt:
         claim: The lease that it holds.
         handler: What does the job.
         ended: Called once its slot is free: its outcome is recorded, or cannot be.
+
+    Attributes:
+        is_recorded: Whether the outcome is, or cannot be, and hooks are being told.
     """
 
     def __init__(self, terms: Terms, claim: Claim, handler: Handler, ended: Callable[[RunningAttempt], None]) -> None:
         self.claim = claim
+        self.is_recorded = False
         self._terms = terms
         self._handler = handler
         self._ended: Callable[[RunningAttempt], None] | None = ended
@@ -88,6 +95,7 @@ class RunningAttempt:
         self._timers: list[asyncio.TimerHandle] = []
         self._fencing: asyncio.Task[None] | None = None
         self._began = asyncio.get_running_loop().time()
+        self._task: asyncio.Task[Any] | None = None
 
     def keep_lease(self) -> None:
         """Keep the lease alive until the slot is free, also while the handlers of others block the event loop.
@@ -105,6 +113,7 @@ class RunningAttempt:
 
     async def run(self) -> None:
         """Run the handler to its end and record it, whatever happens."""
+        self._task = asyncio.current_task()
         try:
             self._log(logging.INFO, "begins", event="begin")
             await self._handle_and_record()
@@ -122,17 +131,13 @@ class RunningAttempt:
         self._call_later(self._terms.cancel_grace, self._abandon)
 
     async def _handle_and_record(self) -> None:
-        try:
-            report = await self._handle()
-        except BaseException:  # the event loop ends
-            if self._fencing is None:
-                await finish(self._record(self._release()))
-            raise
+        report = await self._handle()
         if self._fencing is not None:
             self._log(logging.WARNING, "ended too late, result dropped", event="late")
             return
         self._handling = False
-        await self._record(report)  # nobody but the end of the event loop cancels this task
+        # The event loop ends, or someone has got hold of this task: what became of the job counts all the same.
+        await (finish(self._record(report)) if is_being_cancelled() else self._record(report))
 
     async def _handle(self) -> Report:
         """Run the handler and return what is to be recorded."""
@@ -146,29 +151,25 @@ class RunningAttempt:
                 if self._interrupted_by is None:  # else it is not even begun: it would cost, for nothing
                     answer = await self._call()
         except Outcome as outcome:
-            wait = self._wait(outcome)
-            record = partial(outcome.report, self._terms.store.jobs, self.claim, wait)
-            return Report(record, "failure" if outcome.is_failure else None)
-        except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever a handler raises is its job's outcome
-            # Also `sys.exit()`: to end this process by it would let the job do so in the next one, over and over.
+            return self._raised(outcome)
+        except asyncio.CancelledError:
+            if self._interrupted_by is not None or self._terms.worker.cancelling():
+                return self._interrupted()
+            # By someone else than the worker. To give it back would let it begin anew at once, over and over.
+            return self._raised(Retry(reason="it, or what it awaited, was cancelled", error_type="CancelledError"))
+        except BaseException as error:
+            if not self._is_in_its_task():  # nothing runs any more, and this is cleared away
+                raise
+            # Whatever a handler raises is its job's outcome, `sys.exit()` and panics of extensions as well: to end
+            # this process by it would let the job do so in the next one, over and over.
             return self._failed(error) if self._interrupted_by is None else self._interrupted()
         if answer is _UNANSWERED or (self._thread is not None and self._thread.saw_cancelled):
             return self._interrupted()
         return self._answered(answer)
 
     async def _call(self) -> object:
-        if not self._handler.is_async:
-            return await self._call_in_thread()
-        try:
+        if self._handler.is_async:
             return await self._handler.function(self._context)
-        except asyncio.CancelledError:
-            if self._scope.cancel_called or is_being_cancelled():
-                raise
-            # Something that the handler awaited was cancelled, not the handler: let through, it would look like
-            # the end of the worker itself.
-            raise Retry(reason="something that it awaited was cancelled", error_type="CancelledError") from None
-
-    async def _call_in_thread(self) -> object:
         self._thread = SyncJobContext(self._context)
         with anyio.CancelScope(shield=True):  # a thread is asked to end, and waited for
             return await in_daemon_thread(partial(self._handler.function, self._thread))
@@ -184,6 +185,10 @@ class RunningAttempt:
             return self._failed(known.broken)
         complete = partial(jobs.complete, claim, answer, usage=known.usage, metadata=known.metadata or None)
         return Report(complete, "complete")
+
+    def _raised(self, outcome: Outcome) -> Report:
+        record = partial(outcome.report, self._terms.store.jobs, self.claim, self._wait(outcome))
+        return Report(record, "failure" if outcome.is_failure else None)
 
     def _failed(self, error: BaseException) -> Report:
         jobs, where = self._terms.store.jobs, describe(_without_own_frames(error))
@@ -206,6 +211,11 @@ class RunningAttempt:
         late = Retry(reason=f"it took more than {timeout} s", error_type="timeout")
         wait = self._wait(TimeoutError(late.reason))
         return Report(partial(late.report, self._terms.store.jobs, self.claim, wait), "failure")
+
+    def _is_in_its_task(self) -> bool:
+        with contextlib.suppress(RuntimeError):  # no event loop runs
+            return asyncio.current_task() is self._task
+        return False
 
     async def _raise_lost(self) -> Job:
         raise LeaseLost(self.claim.job_id, self.claim.attempt)
@@ -245,13 +255,13 @@ class RunningAttempt:
         """Make the stream durable and record the outcome, trying again while the database is unwell."""
         for left in reversed(range(REPORT_TRIES)):
             try:
-                with contextlib.suppress(JobStoreError):  # if the stream is the answer, `complete` says so again
+                with contextlib.suppress(Exception):  # if the stream is the answer, `complete` says so again
                     await self._context.close()
                 job = await report.record()
             except LeaseLost:
                 self._log(logging.WARNING, "lease lost, result dropped", event="lease_lost")
                 await self._tell("lease_lost", self.claim.job)
-            except JobStoreError as error:
+            except Exception as error:  # noqa: BLE001 - also what an outcome of the user's own raises
                 if left and isinstance(error, DatabaseError) and is_passing(error):
                     await anyio.sleep(RETRY_SECONDS)
                     continue
@@ -262,7 +272,7 @@ class RunningAttempt:
                     await self._tell(report.moment, job)
             return
 
-    async def _record_unrecordable(self, error: JobStoreError) -> None:
+    async def _record_unrecordable(self, error: Exception) -> None:
         """Put a job off whose outcome cannot be recorded, such as an answer that the disk had no room for."""
         what = f"its outcome could not be recorded ({type(error).__name__})"
         try:
@@ -277,6 +287,7 @@ class RunningAttempt:
     async def _tell(self, moment: Moment, job: Job) -> None:
         if not self._terms.hooks.has(moment):
             return
+        self.is_recorded = moment != "claim"
         started = self.claim.job.started_at or self.claim.job.run_at
         event = AttemptEvent(
             worker_id=self._terms.worker_id,
@@ -323,7 +334,8 @@ class RunningAttempt:
 
 def is_passing(error: DatabaseError) -> bool:
     """Whether trying again later may help."""
-    return isinstance(error, ConnectionLost | DatabaseBusy | DiskFailed | PoolTimeout)
+    # Read-only, too: a server is while another one takes its place, and a disk until it is repaired.
+    return isinstance(error, ConnectionLost | DatabaseBusy | DiskFailed | PoolTimeout | ReadOnlyDatabase)
 
 
 def _without_own_frames(error: BaseException) -> BaseException:

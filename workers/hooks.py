@@ -65,7 +65,9 @@ class Hooks:
                 if is_being_cancelled():
                     raise
                 _log_failure(hook, "something that it awaited was cancelled")
-            except Exception as error:  # noqa: BLE001 - it is the user's, and the job's outcome counts
+            except GeneratorExit:  # nothing runs any more, and this is cleared away
+                raise
+            except BaseException as error:  # noqa: BLE001 - it is the user's, and the job's outcome counts
                 # Without its message or traceback, which could show the user's text.
                 _log_failure(hook, type(error).__name__)
 

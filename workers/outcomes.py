@@ -18,6 +18,7 @@ class Outcome(Exception):
     @abstractmethod
     async def report(self, jobs: JobRepository, claim: Claim, wait: float | None) -> Job:
         """Record it; `wait` is how many seconds the policy puts off a retry, or None for never."""
+        raise NotImplementedError
 
 
 class Retry(Outcome):

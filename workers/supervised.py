@@ -8,17 +8,24 @@ import os
 import threading
 from collections.abc import Iterator
 from functools import partial
+from typing import Protocol
 
 from jobstore.workers.supervisor import STOP_AT_ONCE
-from jobstore.workers.worker import Worker
+
+
+class Stop(Protocol):
+    """What stops a worker, such as `Worker.stop`."""
+
+    def __call__(self, *, at_once: bool) -> None:
+        """Stop it, with or without grace."""
 
 
 @contextlib.contextmanager
-def obeying(worker: Worker) -> Iterator[None]:
+def obeying(stop: Stop) -> Iterator[None]:
     """Stop a worker when the standard input says so, or ends.
 
     Example:
-        >>> with obeying(worker):
+        >>> with obeying(worker.stop):
         ...     await worker.run()
     """
     loop = asyncio.get_running_loop()
@@ -30,7 +37,7 @@ def obeying(worker: Worker) -> Iterator[None]:
         while order:
             order = os.read(orders, 1)
             with contextlib.suppress(RuntimeError):  # the event loop has ended
-                loop.call_soon_threadsafe(partial(worker.stop, at_once=order == STOP_AT_ONCE))
+                loop.call_soon_threadsafe(partial(stop, at_once=order == STOP_AT_ONCE))
 
     threading.Thread(target=listen, name="jobstore-orders", daemon=True).start()
     yield

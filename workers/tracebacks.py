@@ -27,10 +27,12 @@ def describe(error: BaseException) -> str:
             lines.append("and others")
             break
         lines.append(f"{relation}{type(one).__module__}.{type(one).__qualname__}".replace("builtins.", ""))
-        frames = traceback.extract_tb(one.__traceback__)
+        # Not `traceback.extract_tb`, which reads the sources of all frames: in the event loop.
+        frames = list(traceback.walk_tb(one.__traceback__))
         if len(frames) > MAX_FRAMES:
             lines.append(f"  … {len(frames) - MAX_FRAMES} frames")
-        lines += [f"  {frame.filename}:{frame.lineno} in {frame.name}" for frame in frames[-MAX_FRAMES:]]
+        codes = ((frame.f_code, line) for frame, line in frames[-MAX_FRAMES:])
+        lines += [f"  {code.co_filename}:{line} in {code.co_name}" for code, line in codes]
     return "\n".join(lines)
 
 

@@ -11,12 +11,13 @@ import socket
 from collections.abc import Callable
 from functools import partial
 from itertools import cycle
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import anyio
 
 from jobstore import Claim, DatabaseError, InvalidArgument, Job, JobStore, JobStoreError, UnknownPolicy
 from jobstore.aio import finish, together
+from jobstore.repositories.job_work import MAX_CLAIMS
 from jobstore.version import VERSION
 from jobstore.workers.attempt import RETRY_SECONDS, RunningAttempt, Terms, is_passing
 from jobstore.workers.handlers import AsyncHandler, Handler, SyncHandler
@@ -27,6 +28,9 @@ from jobstore.workers.retries import Retries, exponential, policy_of
 from jobstore.workers.signals import heed_signals
 
 logger = logging.getLogger(__name__)
+
+STOP_SECONDS = 3.0
+"""How long a worker that stops waits for a database that does not answer: what is not given back, leases end."""
 
 H = TypeVar("H", bound=AsyncHandler | SyncHandler)
 K = TypeVar("K", bound=Hook)
@@ -100,6 +104,7 @@ class Worker:
         self._unwell: type[DatabaseError] | None = None  # why it could not claim the last time
         self._stopping = self._at_once = self._was_signalled = False
         self._nudge = anyio.Event()
+        self._claiming: anyio.CancelScope | None = None
 
     def handles(
         self, task_type: str, *, timeout: float | None = None, retry: Retries | None = None
@@ -253,11 +258,14 @@ class Worker:
         self._stopping = True
         self._at_once |= at_once
         self._nudge.set()
+        if self._loop is not None and self._claiming is not None:
+            self._claiming.deadline = min(self._claiming.deadline, self._loop.time() + STOP_SECONDS)
 
     async def run(self, *, drain: bool = False, grace: float = 10.0) -> None:
         """Work until SIGTERM, SIGINT or `stop()`; then finish what runs within `grace` seconds and release the rest.
 
-        Signals are heeded in the main thread; a second one ends the grace.
+        Signals are heeded in the main thread; a second one ends the grace. If the database does not answer by then,
+        what ran is left to the ends of its leases.
 
         Args:
             drain: End as soon as there is nothing left to claim.
@@ -305,10 +313,11 @@ class Worker:
         return self._stopping or self._failure is not None
 
     async def _claim_until_stopped(self, *, drain: bool) -> None:
-        terms = Terms(self.store, self.id, self.lease, self.cancel_grace, self._hooks)
+        task = cast("asyncio.Task[Any]", asyncio.current_task())
+        terms = Terms(self.store, self.id, self.lease, self.cancel_grace, self._hooks, task)
         while not self._was_stopped():
             self._nudge = anyio.Event()
-            free = self.concurrency - len(self._running)
+            free = min(MAX_CLAIMS, self.concurrency - len(self._running))
             if free <= 0:
                 await self._nudge.wait()
                 continue
@@ -346,9 +355,11 @@ class Worker:
         self._nudge.set()
 
     async def _claim(self, limit: int) -> list[Claim] | None:
-        """Claim, or, when the database is unwell for the moment, wait a little and return None."""
+        """Claim; None if the database was unwell for a moment, or does not answer a worker that stops."""
+        claims: list[Claim] | None = None
         try:
-            claims = await self._ask(limit)
+            with anyio.CancelScope() as self._claiming:
+                claims = await self._ask(limit)
         except DatabaseError as error:
             if not is_passing(error):
                 raise
@@ -358,7 +369,7 @@ class Worker:
             with anyio.move_on_after(RETRY_SECONDS):
                 await self._nudge.wait()
             return None
-        if self._unwell is not None:
+        if self._unwell is not None and claims is not None:
             self._unwell = None
             logger.info("worker %s can claim again", self.id)
         return claims
@@ -383,8 +394,9 @@ class Worker:
 
     async def _give_back(self, claims: list[Claim]) -> None:
         """Release jobs that were claimed while the order to stop came."""
-        with contextlib.suppress(JobStoreError):  # their leases will end
-            await together([self.store.jobs.release(claim) for claim in claims])
+        with contextlib.suppress(JobStoreError, TimeoutError):  # their leases will end
+            async with asyncio.timeout(STOP_SECONDS):
+                await together([self.store.jobs.release(claim) for claim in claims])
 
     async def _sleep(self, token: int) -> None:
         """Wait for new work, the end of a running job, or the order to stop."""
@@ -408,16 +420,23 @@ class Worker:
         """Wait until all running jobs have ended, or the grace is over."""
         with anyio.move_on_after(grace):
             while self._running and not self._at_once and self._failure is None:
-                self._nudge = anyio.Event()
-                await self._nudge.wait()
+                await self._nudged()
 
     async def _end_running(self) -> None:
-        """Interrupt what still runs, and wait until all of it is recorded."""
+        """Interrupt what still runs, and wait until all of it is recorded, unless the database does not answer."""
         for attempt in list(self._running.values()):
             attempt.interrupt("stopped")
-        while self._running:
-            self._nudge = anyio.Event()
-            await self._nudge.wait()
+        with anyio.move_on_after(self.cancel_grace + STOP_SECONDS):
+            while self._running:
+                await self._nudged()
+        while any(attempt.is_recorded for attempt in self._running.values()):  # hooks have a patience of their own
+            await self._nudged()
+        if self._running:
+            logger.warning("worker %s ends before %d jobs are recorded: their leases will end", self.id, self.running)
+
+    async def _nudged(self) -> None:
+        self._nudge = anyio.Event()
+        await self._nudge.wait()
 
     def _heed(self, number: signal.Signals) -> None:
         how = "at once" if self._was_signalled else "when what runs has ended, or the grace is over"

@@ -94,6 +94,22 @@ Outputs = Annotated[
     ),
 ]
 
+MaxOutputBytes = Annotated[
+    int | None,
+    typer.Option(
+        metavar="BYTES", min=1, show_default=False, help="What one answer may have at most; without it, 1 GiB."
+    ),
+]
+MinFreeBytes = Annotated[
+    int | None,
+    typer.Option(
+        metavar="BYTES",
+        min=0,
+        show_default=False,
+        help="Claim nothing while less room than that is left on the disks; without it, 64 MiB, or 2 % of a small one.",
+    ),
+]
+
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document, with times in ISO 8601.")]
 
 JobId = Annotated[

@@ -6,8 +6,9 @@ import importlib
 import logging
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import typer
 
@@ -25,14 +26,14 @@ _IMPORTING = re.compile(rf"{re.escape(__file__)}|importlib")
 MakeWorker = Callable[[JobStore], Worker]
 
 
-def load(target: str, named: str | None, default: str, outputs: str | None) -> tuple[JobStore, MakeWorker]:
+def load(target: str, named: str | None, default: str, options: Mapping[str, Any]) -> tuple[JobStore, MakeWorker]:
     """Return the store to open and what makes the worker of it.
 
     Args:
         target: MODULE or MODULE:NAME; NAME is a `Worker`, or a function that makes one of an open store.
         named: The database, if the user named one.
         default: The database, if none is named.
-        outputs: Where large texts lie, if the user said so.
+        options: What else the user said of the store.
 
     Raises:
         BadParameter: There is no such module or name, it is something else, or the worker has a store of its own and
@@ -40,8 +41,11 @@ def load(target: str, named: str | None, default: str, outputs: str | None) -> t
     """
     found = _import(target)
     if isinstance(found, Worker):
-        if named is not None or outputs is not None:
-            raise typer.BadParameter("the worker brings its own store: leave out --db and --outputs", param_hint=HINT)
+        if named is not None or options:
+            raise typer.BadParameter(
+                "the worker brings its own store: leave out --db, --outputs, --max-output-bytes and --min-free-bytes",
+                param_hint=HINT,
+            )
         return found.store, lambda _: found
     if not callable(found):
         raise typer.BadParameter(f"{target} is neither a Worker nor a function that returns one", param_hint=HINT)
@@ -52,7 +56,7 @@ def load(target: str, named: str | None, default: str, outputs: str | None) -> t
             raise typer.BadParameter(f"{target} returned {type(worker).__name__}, not a Worker", param_hint=HINT)
         return worker
 
-    return JobStore(named or default, outputs=outputs), make
+    return JobStore(named or default, **options), make
 
 
 def _import(target: str) -> object:

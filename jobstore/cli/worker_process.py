@@ -8,21 +8,28 @@ import importlib.util
 import logging
 import os
 import sys
+import time
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from typing import Any
 
 import typer
 
-from jobstore import JobStore, JobStoreError, UnknownPolicy
+from jobstore import ConnectionLost, DatabaseNotFound, JobStore, JobStoreError, UnknownPolicy
 from jobstore.cli import logs, provider_targets, work_targets
 from jobstore.workers import Worker
-from jobstore.workers.signals import heed_hangup
+from jobstore.workers.signals import heed_hangup, heed_signals
 from jobstore.workers.supervised import obeying
 
 logger = logging.getLogger(__name__)
 
 LEAVE_SECONDS = 1.0
 """How long handlers that were given up may take to end, once all else has."""
+CLOSE_SECONDS = 5.0
+"""How long the store may take to close once its worker has stopped: nobody was told that what it still writes is."""
+OPEN_SECONDS = 30.0
+"""How long a server is waited for that cannot be reached: as long as for one that is lost later."""
+RETRY_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +46,8 @@ class Settings:
     database: str
     """The database that is meant if the worker does not bring one."""
     outputs: str | None
+    max_output_bytes: int | None
+    min_free_bytes: int | None
     concurrency: int | None
     drain: bool
     grace: float
@@ -48,6 +57,16 @@ class Settings:
     metrics_port: int | None
     supervised: bool
     """Whether to obey a supervisor."""
+
+    @property
+    def store_options(self) -> dict[str, Any]:
+        """What was said of the store, besides which database it is."""
+        options = {
+            "outputs": self.outputs,
+            "max_output_bytes": self.max_output_bytes,
+            "min_free_bytes": self.min_free_bytes,
+        }
+        return {name: value for name, value in options.items() if value is not None}
 
 
 def check_metrics(port: int | None, processes: int) -> None:
@@ -75,7 +94,7 @@ def command_line(settings: Settings, number: int) -> list[str]:
         "--log-level": settings.log_level,
         "--log-format": settings.log_format,
         "--concurrency": settings.concurrency,
-        "--outputs": settings.outputs,
+        **{f"--{name.replace('_', '-')}": value for name, value in settings.store_options.items()},
         "--db": settings.named_database,
         "--metrics-port": settings.metrics_port and settings.metrics_port + number,
     }
@@ -92,23 +111,9 @@ def run(settings: Settings) -> None:
     """
     store, make = _find(settings)
 
-    async def work() -> None:
-        async with store, AsyncExitStack() as stack:
-            worker = make(store)
-            if settings.providers:
-                await provider_targets.ask_models(worker, settings.providers, settings.on_unknown, stack)
-            worker.concurrency = settings.concurrency or worker.concurrency
-            about = {"worker_id": worker.id}
-            logger.info("worker %s works on %s", worker.id, store.name, extra={"event": "start", **about})
-            if settings.metrics_port is not None:
-                await _serve_metrics(stack, worker, settings.metrics_port)
-            with heed_hangup(worker.stop), obeying(worker) if settings.supervised else contextlib.nullcontext():
-                await worker.run(drain=settings.drain, grace=settings.grace)
-            logger.info("worker %s has stopped", worker.id, extra={"event": "stopped", **about})
-
     async def work_and_leave() -> None:
         try:
-            await work()
+            await _work(settings, store, make)
         except JobStoreError as error:
             await _leave_behind_what_does_not_end(1, f" after this: {error}")
             raise
@@ -117,11 +122,71 @@ def run(settings: Settings) -> None:
     asyncio.run(work_and_leave())
 
 
+async def _work(settings: Settings, store: JobStore, make: work_targets.MakeWorker) -> None:
+    opening = asyncio.ensure_future(_open_patiently(store))
+    worker: Worker | None = None
+    was_told = False
+
+    def stop(*, at_once: bool) -> None:
+        nonlocal was_told
+        was_told = True
+        opening.cancel()
+        if worker is not None:
+            worker.stop(at_once=at_once)
+
+    with obeying(stop) if settings.supervised else contextlib.nullcontext():
+        with heed_signals(lambda _: stop(at_once=False)):
+            await asyncio.wait([opening])
+        if opening.cancelled():  # told before it was there
+            return
+        opening.result()
+        async with store, AsyncExitStack() as stack:
+            worker = await _make_ready(settings, store, make, stack)
+            if was_told:
+                worker.stop()
+            with heed_hangup(worker.stop):
+                await worker.run(drain=settings.drain, grace=settings.grace)
+            logger.info("worker %s has stopped", worker.id, extra={"event": "stopped", "worker_id": worker.id})
+            asyncio.get_running_loop().call_later(CLOSE_SECONDS, _leave, 0, "its last writes are not answered")
+
+
+async def _open_patiently(store: JobStore) -> None:
+    """Open a store, whose server may be just starting as well."""
+    until = time.monotonic() + OPEN_SECONDS
+    said = False
+    while True:
+        try:
+            await store.open()
+        except (ConnectionLost, DatabaseNotFound) as error:
+            if store.path is not None or time.monotonic() >= until:
+                raise
+            if not said:
+                logger.warning("trying again for %.0f s: %s", OPEN_SECONDS, error)
+            said = True
+            await asyncio.sleep(RETRY_SECONDS)
+        else:
+            return
+
+
+async def _make_ready(
+    settings: Settings, store: JobStore, make: work_targets.MakeWorker, stack: AsyncExitStack
+) -> Worker:
+    worker = make(store)
+    if settings.providers:
+        await provider_targets.ask_models(worker, settings.providers, settings.on_unknown, stack)
+    worker.concurrency = settings.concurrency or worker.concurrency
+    about = {"event": "start", "worker_id": worker.id}
+    logger.info("worker %s works on %s", worker.id, store.name, extra=about)
+    if settings.metrics_port is not None:
+        await _serve_metrics(stack, worker, settings.metrics_port)
+    return worker
+
+
 def _find(settings: Settings) -> tuple[JobStore, work_targets.MakeWorker]:
     """Return the store to open and what makes the worker of it."""
     if settings.target is None:
-        return JobStore(settings.database, outputs=settings.outputs), Worker
-    return work_targets.load(settings.target, settings.named_database, settings.database, settings.outputs)
+        return JobStore(settings.database, **settings.store_options), Worker
+    return work_targets.load(settings.target, settings.named_database, settings.database, settings.store_options)
 
 
 async def _leave_behind_what_does_not_end(code: int, why: str = "") -> None:
@@ -130,11 +195,16 @@ async def _leave_behind_what_does_not_end(code: int, why: str = "") -> None:
     for task in left:
         task.cancel()
     if left and (await asyncio.wait(left, timeout=LEAVE_SECONDS))[1]:
-        logger.warning("some handlers do not end though they were cancelled: the process ends without them%s", why)
-        logging.shutdown()
-        with contextlib.suppress(OSError):  # nobody reads it any more
-            sys.stdout.flush()
-        os._exit(code)
+        _leave(code, "some handlers do not end though they were cancelled", why)
+
+
+def _leave(code: int, what: str, why: str = "") -> None:
+    """End this process at once, with whatever it still does."""
+    logger.warning("%s: the process ends without them%s", what, why)
+    logging.shutdown()
+    with contextlib.suppress(OSError):  # nobody reads it any more
+        sys.stdout.flush()
+    os._exit(code)
 
 
 async def _serve_metrics(stack: AsyncExitStack, worker: Worker, port: int) -> None:

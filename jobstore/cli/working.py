@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from jobstore.cli import logs, provider_targets, worker_process
-from jobstore.cli.options import GroupDb, Outputs, database, named_database
+from jobstore.cli.options import GroupDb, MaxOutputBytes, MinFreeBytes, Outputs, database, named_database
 from jobstore.cli.work_targets import DEFAULT_NAME, HINT
 from jobstore.cli.worker_process import Settings
 from jobstore.providers.registry import NAMES
@@ -103,6 +103,8 @@ def work(
     metrics_port: MetricsPort = None,
     db: GroupDb = None,
     outputs: Outputs = None,
+    max_output_bytes: MaxOutputBytes = None,
+    min_free_bytes: MinFreeBytes = None,
     supervised: Supervised = False,
 ) -> None:
     """Run a worker until SIGTERM or SIGINT (Ctrl-C), or until nothing is left to claim.
@@ -133,6 +135,8 @@ def work(
         named_database=named_database(context, db),
         database=database(context, db),
         outputs=outputs,
+        max_output_bytes=max_output_bytes,
+        min_free_bytes=min_free_bytes,
         concurrency=concurrency,
         drain=drain,
         grace=grace,

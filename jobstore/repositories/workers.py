@@ -24,7 +24,7 @@ from jobstore.repositories.backend import Backend
 logger = logging.getLogger(__name__)
 
 PATIENCE = 5.0
-"""Seconds that a worker's end may take."""
+"""Seconds that a worker's start or end may take for it."""
 
 
 class WorkerRepository:
@@ -88,8 +88,9 @@ class WorkerRepository:
 
     async def _register(self, worker: Registration, running: int) -> None:
         try:
-            await self._backend.write(registering.register, worker, running, seconds(LIFETIME))
-        except JobStoreError as error:
+            async with asyncio.timeout(PATIENCE):
+                await self._backend.write(registering.register, worker, running, seconds(LIFETIME))
+        except (JobStoreError, TimeoutError) as error:
             logger.warning("worker %s is not listed yet: %s", worker.id, type(error).__name__)
 
     async def _unregister(self, worker: Registration, key: object) -> None:

@@ -320,6 +320,9 @@ def test_a_function_makes_a_worker_for_the_store_that_is_named(
     command.ok("retry", other)
     assert run_process("work", "tasks_of_mine:make", *quiet, "--concurrency", 5, cwd=folder).returncode == 0
     assert command.ok("show", other, "--response") == "5 jobs.db"
+    command.ok("retry", other)
+    assert run_process("work", "tasks_of_mine:make", *quiet, "--max-output-bytes", 3, cwd=folder).returncode == 0
+    assert "OutputTooLarge" in command.ok("show", other)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals")
@@ -361,7 +364,7 @@ def test_a_worker_that_is_not_there_is_a_wrong_usage(
     assert complaint in command.misused("work", target, "--drain")
 
 
-@pytest.mark.parametrize("options", [["--db", "x.db"], ["--outputs", "x"]])
+@pytest.mark.parametrize("options", [["--db", "x.db"], ["--outputs", "x"], ["--min-free-bytes", "0"]])
 def test_a_worker_with_a_store_of_its_own_is_given_no_other(
     command: Command, folder: Path, monkeypatch: pytest.MonkeyPatch, options: list[str]
 ) -> None:

@@ -299,3 +299,31 @@ async def test_a_worker_whose_network_was_cut_finds_out_that_its_lease_was_lost_
         await running
         assert (await other.jobs.get(job.id)).response == "the other's"
     assert "attempt 1 lease lost, result dropped" in caplog.text
+
+
+async def test_a_worker_waits_while_the_server_takes_no_writes(
+    store: JobStore, stranger: AsyncConnection[tuple[object, ...]], caplog: pytest.LogCaptureFixture
+) -> None:
+    """As one does that another has replaced, until the clients are led to the new one."""
+    worker = Worker(store)
+    worker.handles("task")(lambda job: job.prompt)
+    job = await enqueue(store)
+    await stranger.set_autocommit(True)
+
+    async def set_read_only(value: str) -> None:
+        name = stranger.info.dbname
+        await stranger.execute(f"ALTER DATABASE {name} SET default_transaction_read_only = {value}".encode())
+        await stranger.execute(  # and wait until they have ended, for what they began was read-only, or was not
+            "SELECT pg_terminate_backend(pid, 60000) FROM pg_stat_activity"
+            " WHERE datname = current_database() AND application_name = 'jobstore'"
+        )
+
+    try:
+        await set_read_only("on")
+        running = asyncio.ensure_future(worker.run())
+        await eventually(lambda: "cannot claim, trying again: the database takes no writes" in caplog.text)
+    finally:
+        await set_read_only("off")
+    assert (await store.jobs.wait(job.id, 60)).response == "p"
+    worker.stop()
+    await running

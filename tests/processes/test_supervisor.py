@@ -92,9 +92,11 @@ class Running:
 
 
 @asynccontextmanager
-async def working(folder: Path, database: Database, *options: object) -> AsyncIterator[Running]:
+async def working(
+    folder: Path, database: Database, *options: object, python: tuple[str, ...] = ("-m", "jobstore")
+) -> AsyncIterator[Running]:
     """Run the command; what is left of it at the end is killed."""
-    command = [sys.executable, "-m", "jobstore", "work", "tasks_of_mine", *map(str, options)]
+    command = [sys.executable, *python, "work", "tasks_of_mine", *map(str, options)]
     environment = {**os.environ, "JOBSTORE_URL": str(database)}
     log = folder / "log"
     with (
@@ -161,10 +163,12 @@ async def test_several_processes_share_the_work_and_end_when_it_is_done(
 
 
 async def test_options_reach_every_process(store: JobStore, folder: Path, database: Database) -> None:
-    async with working(folder, database, "--processes", 2, "--concurrency", 7, "--db", database) as supervisor:
+    options = ("--processes", 2, "--concurrency", 7, "--db", database, "--min-free-bytes", 2**50)
+    async with working(folder, database, *options) as supervisor:
         workers = await live(store, 2)
         assert {worker.concurrency for worker in workers} == {7}
         assert len({worker.pid for worker in workers}) == 2
+        await eventually(lambda: supervisor.log.count("cannot claim, trying again") == 2)
         supervisor.process.terminate()
         assert await supervisor.ends() == 0
 

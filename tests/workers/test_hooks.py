@@ -99,13 +99,16 @@ async def test_a_lost_lease_is_told(store: JobStore, clock: FakeClock) -> None:
     assert [moment for moment, _ in told] == ["claim", "lease_lost"]
 
 
-async def test_a_hook_that_raises_harms_nothing(store: JobStore, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("kind", [ValueError, SystemExit])
+async def test_a_hook_that_raises_harms_nothing(
+    store: JobStore, caplog: pytest.LogCaptureFixture, kind: type[BaseException]
+) -> None:
     worker = Worker(store)
 
     @worker.on_claim
     @worker.on_complete
     def broken(event: AttemptEvent) -> None:
-        raise ValueError(event.job.prompt)
+        raise kind(event.job.prompt)
 
     told = told_by(worker)
 
@@ -117,5 +120,5 @@ async def test_a_hook_that_raises_harms_nothing(store: JobStore, caplog: pytest.
     await worker.run(drain=True)
     assert (await store.jobs.get(job_id)).response == "answer"
     assert [moment for moment, _ in told] == ["claim", "complete"]
-    assert caplog.text.count("the hook broken failed: ValueError") == 2
+    assert caplog.text.count(f"the hook broken failed: {kind.__name__}") == 2
     assert "secret" not in caplog.text

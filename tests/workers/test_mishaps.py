@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import sqlite3
 import threading
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 import anyio
+import psycopg
 import pytest
 
 from jobstore import Claim, InvalidArgument, Job, JobStatus, JobStore, LeaseLost, StatementFailed, StoreClosed
 from jobstore.testing import FakeClock
-from jobstore.workers import AttemptEvent, JobContext, SyncJobContext, Worker, hooks
+from jobstore.workers import AttemptEvent, Fail, JobContext, Outcome, SyncJobContext, Worker, constant, hooks
 from tests.conformance.support import eventually
 
 LEASE = 0.2
@@ -68,9 +72,14 @@ class Rival(threading.Thread):
 
 
 async def test_while_a_handler_blocks_the_event_loop_for_three_leases_nobody_loses_any(
-    store: JobStore, database: Path | str, clock: FakeClock
+    store: JobStore,
+    database: Path | str,
+    clock: FakeClock,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Neither its own, nor those of jobs that were claimed with it and have not even begun."""
+    monkeypatch.setattr("jobstore.leases.BLOCKED_SECONDS", 0.0)
     worker = Worker(store, lease=LEASE)
     leases = store._open.backend.leases  # type: ignore[union-attr]
     rival = Rival(database, clock)
@@ -95,6 +104,7 @@ async def test_while_a_handler_blocks_the_event_loop_for_three_leases_nobody_los
     rival.end()
     assert rival.claimed == []
     assert runs == 3
+    assert "the event loop is blocked" in caplog.text
     for job in jobs:
         assert await standing(store, job) == (JobStatus.COMPLETED, 1)
 
@@ -153,6 +163,113 @@ async def test_a_handler_that_exits_has_failed_and_its_worker_goes_on(store: Job
         found = await store.jobs.get(job.id)
         assert (found.status, found.error_type, found.attempts_used) == (JobStatus.FAILED, "SystemExit", 1)
     assert (await store.jobs.get(good.id)).response == "p"
+
+
+class Panic(BaseException):
+    """As extensions in Rust raise."""
+
+
+class OwnFail(Fail):
+    """Without what the class above wants to be told."""
+
+    def __init__(self) -> None:
+        pass
+
+
+class Unspeakable(StopIteration):
+    def __repr__(self) -> str:
+        raise ValueError
+
+
+async def cancel_itself(_job: JobContext) -> str:
+    task = asyncio.current_task()
+    assert task is not None
+    task.cancel()
+    await asyncio.Event().wait()
+    return "never"
+
+
+def raising(error: BaseException, *, is_async: bool) -> Callable[[Any], Any]:
+    async def handle(_job: JobContext) -> None:
+        raise error
+
+    def handle_in_thread(_job: SyncJobContext) -> None:
+        raise error
+
+    return handle if is_async else handle_in_thread
+
+
+RAISED = {
+    "Panic": Panic(),
+    "GeneratorExit": GeneratorExit(),
+    "KeyboardInterrupt": KeyboardInterrupt(),
+    "BaseExceptionGroup": BaseExceptionGroup("of", [Panic()]),
+    "CancelledError": asyncio.CancelledError(),
+    "AttributeError": OwnFail(),
+    "NotImplementedError": Outcome(),
+}
+
+
+async def test_whatever_a_handler_raises_fails_its_job_alone(store: JobStore) -> None:
+    """Else it would end its worker, then the next one that claims it, and so on."""
+    worker = Worker(store)
+    jobs: dict[str, list[Job]] = {}
+
+    async def enqueue_for(expected: str, handler: Callable[[Any], Any]) -> None:
+        task_type = f"{expected} {len(jobs.get(expected, ()))}"
+        worker.handles(task_type, retry=constant(0))(handler)
+        job = await store.jobs.enqueue("p", task_type=task_type, api_type="api", max_attempts=2)
+        jobs.setdefault(expected, []).append(job)
+
+    for expected, error in RAISED.items():
+        await enqueue_for(expected, raising(error, is_async=True))
+        await enqueue_for("RuntimeError" if expected == "GeneratorExit" else expected, raising(error, is_async=False))
+    await enqueue_for("RuntimeError", raising(Unspeakable(), is_async=False))
+    await enqueue_for("CancelledError", cancel_itself)
+    worker.handles("task")(lambda job: job.prompt)
+    [good] = await enqueue(store)
+    async with asyncio.timeout(60):
+        await worker.run(drain=True)
+    assert (await store.jobs.get(good.id)).response == "p"
+    for expected, failed in jobs.items():
+        for job in failed:
+            found = await store.jobs.get(job.id)
+            told = (found.status, found.error_type, found.attempt, found.attempts_used)
+            assert told == (JobStatus.FAILED, expected, 2, 2)
+
+
+async def test_a_handler_that_answers_though_someone_cancelled_its_task_has_answered(store: JobStore) -> None:
+    worker = Worker(store)
+
+    @worker.handles("task")
+    async def handle(job: JobContext) -> str:
+        task = asyncio.current_task()
+        assert task is not None
+        task.cancel()
+        return job.prompt
+
+    [job] = await enqueue(store)
+    await worker.run(drain=True)
+    assert (await store.jobs.get(job.id)).response == "p"
+
+
+async def test_when_the_event_loop_ends_what_runs_is_given_back(store: JobStore) -> None:
+    """That is how `asyncio.run` ends the tasks that are left: all are cancelled at once."""
+    worker = Worker(store)
+    began = asyncio.Event()
+
+    @worker.handles("task")
+    async def handle(_job: JobContext) -> None:
+        began.set()
+        await asyncio.Event().wait()
+
+    [job] = await enqueue(store)
+    running = asyncio.ensure_future(worker.run())
+    await began.wait()
+    for task in [running, *worker._tasks]:
+        task.cancel()
+    await asyncio.wait([running])
+    assert await standing(store, job) == (JobStatus.IDLE, 0)
 
 
 async def test_a_partial_of_an_async_function_is_an_async_handler(store: JobStore) -> None:
@@ -259,6 +376,78 @@ async def test_what_was_claimed_while_the_order_to_stop_came_is_given_back_at_on
     assert running.cancelled() == (ending == "cancelled")
     for job in jobs:
         assert await standing(store, job) == (JobStatus.IDLE, 0)
+
+
+@contextmanager
+def locked(database: Path | str) -> Iterator[None]:
+    """Let nobody else write meanwhile; the store would try for half a minute, each time."""
+    if isinstance(database, Path):
+        with closing(sqlite3.connect(database, isolation_level=None)) as stranger:
+            stranger.execute("BEGIN IMMEDIATE")
+            yield
+    else:
+        with psycopg.connect(database) as stranger:
+            stranger.execute("LOCK TABLE background_jobs, job_attempts, workers IN EXCLUSIVE MODE")
+            yield
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jobstore.workers.worker.STOP_SECONDS", 0.05)
+    monkeypatch.setattr("jobstore.repositories.workers.PATIENCE", 0.05)
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_a_worker_that_cannot_record_what_it_ran_stops_all_the_same(
+    store: JobStore, database: Path | str, caplog: pytest.LogCaptureFixture
+) -> None:
+    worker = Worker(store, concurrency=1, cancel_grace=0.0)
+    began = asyncio.Event()
+
+    @worker.handles("task")
+    async def handle(_job: JobContext) -> None:
+        began.set()
+        await asyncio.Event().wait()
+
+    [job] = await enqueue(store)
+    running = asyncio.ensure_future(worker.run(grace=0))
+    await began.wait()
+    with locked(database):
+        worker.stop()
+        async with asyncio.timeout(20):
+            await running
+    assert "ends before 1 jobs are recorded" in caplog.text
+
+    async def is_given_back() -> bool:
+        return await standing(store, job) == (JobStatus.IDLE, 0)
+
+    await eventually(is_given_back)
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_a_worker_stops_in_the_middle_of_a_claim_that_is_not_answered(
+    store: JobStore, database: Path | str
+) -> None:
+    asking = asyncio.Event()
+
+    class Asking(Worker):
+        async def _ask(self, limit: int) -> list[Claim]:
+            asking.set()
+            return await super()._ask(limit)
+
+    worker = Asking(store)
+    worker.handles("task")(lambda job: job.prompt)
+    [job] = await enqueue(store)
+    with locked(database):
+        running = asyncio.ensure_future(worker.run())
+        await asking.wait()
+        worker.stop()
+        async with asyncio.timeout(20):
+            await running
+    running = asyncio.ensure_future(worker.run())
+    assert (await store.jobs.wait(job.id, 60)).response == "p"  # once what was claimed is given back
+    worker.stop()
+    await running
 
 
 @pytest.mark.parametrize("busy", [False, True], ids=["idle", "busy"])

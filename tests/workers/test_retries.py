@@ -192,3 +192,18 @@ async def test_a_retry_can_pause_its_lane_for_everyone(store: JobStore, clock: F
     assert [claim.job_id for claim in await store.jobs.claim("anyone", limit=10)] == [elsewhere.id]
     clock.advance(31)
     assert other.id in {claim.job_id for claim in await store.jobs.claim("anyone", limit=10)}
+
+
+def test_no_source_is_read_to_tell_where_it_failed() -> None:
+    """It is told in the event loop, and reading thousands of lines would block it."""
+    read: list[str] = []
+
+    class Loader:
+        def get_source(self, name: str) -> str:
+            read.append(name)
+            return "raise ValueError"
+
+    with pytest.raises(ValueError) as raised:
+        exec(compile("raise ValueError", "made.py", "exec"), {"__name__": "made", "__loader__": Loader()})  # noqa: S102
+    assert describe(raised.value).splitlines()[-1] == "  made.py:1 in <module>"
+    assert read == []

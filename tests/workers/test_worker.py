@@ -192,6 +192,14 @@ async def test_no_more_run_side_by_side_than_allowed(store: JobStore) -> None:
     assert await store.jobs.count(status="completed") == 9
 
 
+async def test_more_may_run_side_by_side_than_one_claim_returns(store: JobStore) -> None:
+    worker = Worker(store, concurrency=20_000)
+    worker.handles("task")(lambda job: job.prompt)
+    job = await enqueue(store)
+    await worker.run(drain=True)
+    assert (await store.jobs.get(job.id)).response == "p"
+
+
 async def test_only_the_task_types_that_have_a_handler_are_claimed(store: JobStore) -> None:
     worker = Worker(store)
 
