@@ -16,6 +16,7 @@ from jobstore import DiskFull, InvalidArgument, JobStore, OutputError
 from jobstore.cli import stores
 from jobstore.cli.options import AsJson, Db, Outputs
 from jobstore.cli.screen import note, say, write_json
+from jobstore.files import sync_folder
 from jobstore.formats import FORMATS, Format
 from jobstore.repositories.tables import NAMES
 
@@ -157,7 +158,7 @@ def _written(path: Path) -> Iterator[BinaryIO]:
         yield sys.stdout.buffer
         sys.stdout.buffer.flush()
         return
-    if path.exists():
+    if os.path.lexists(path):
         raise InvalidArgument("--to", f"{path} is there already: choose another name, or remove it")
     part = path.with_name(f"{path.name}.part")
     try:
@@ -168,10 +169,12 @@ def _written(path: Path) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
         part.replace(path)
+        sync_folder(path.parent)
     except OSError as error:  # of this file or another that is written beside it
         raise _refusal(error, path.parent) from error
     finally:
-        part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # it is not there, or nothing can be: that was told
+            part.unlink()
 
 
 @contextlib.contextmanager

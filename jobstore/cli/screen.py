@@ -17,7 +17,8 @@ from rich.text import Text
 Cell = str | Text
 
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
-_UNSAFE_IN_JSON = re.compile(r"[\x7f-\x9f]")
+_UNSAFE_IN_JSON = re.compile(r"[\x7f-\x9f\ud800-\udfff]")
+"""What drives a terminal; and what stands in a path for bytes that are no UTF-8, which cannot be written as such."""
 
 
 def is_terminal() -> bool:

@@ -102,6 +102,13 @@ def test_what_is_there_stays_and_nothing_half_written_is_left(command: Command, 
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no such limits")
+def test_a_place_that_is_no_folder_is_told(command: Command, tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    for target in (file, file / "sessions.jsonl", tmp_path / ("x" * 300)):
+        assert "cannot be used" in command.refused("dump", "sessions", "--to", target)
+
+
 def test_a_full_disk_leaves_no_file(command: Command, tmp_path: Path) -> None:
     """The limit on the size of files is a full disk for one process alone."""
     for _ in range(3):
