@@ -218,7 +218,7 @@ class _Work:
                 done.append("all indexes: made anew")
             done += mend_records(connection, steps, now)
             done += mend_identity(connection, self._known_identity())
-            rows = mend_rows(connection, now)
+            rows = mend_rows(connection, steps, now)
             _require_whole(connection)
         self.done += [*done, *rows.done]
         self.not_mended += [*mended.not_mended, *rows.not_mended]
