@@ -58,7 +58,7 @@ def dump(
     name = _format(format_name, [target])
     paths = _targets(target, tables or NAMES, name)
     with contextlib.ExitStack() as stack:
-        files = {table: stack.enter_context(_written(path)) for table, path in paths.items()}
+        files = {table: stack.enter_context(written(path)) for table, path in paths.items()}
         how = cast("Literal['reference', 'inline']", texts)
         counts = _run(db, lambda store: store.tables.dump(files, format=name, texts=how), outputs)
     if target == STANDARD:
@@ -147,7 +147,7 @@ def _dumps_in(folder: Path) -> list[Path]:
 
 
 @contextlib.contextmanager
-def _written(path: Path) -> Iterator[BinaryIO]:
+def written(path: Path) -> Iterator[BinaryIO]:
     """Open a file that gets its name once it is whole and durable.
 
     Raises:
@@ -160,10 +160,10 @@ def _written(path: Path) -> Iterator[BinaryIO]:
         return
     if os.path.lexists(path):
         raise InvalidArgument("--to", f"{path} is there already: choose another name, or remove it")
-    part = path.with_name(f"{path.name}.part")
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")  # not that of another dump, which may go on meanwhile
     try:
         path.parent.mkdir(mode=0o700, exist_ok=True)
-        part.unlink(missing_ok=True)  # of one that was killed
+        part.unlink(missing_ok=True)  # of one that was killed, as this process is called now
         with os.fdopen(os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "wb") as file:
             yield file
             file.flush()
