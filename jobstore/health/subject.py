@@ -33,6 +33,8 @@ class Subject(Protocol):
     tell: Tell
     remedy: str
     """What mends the rows."""
+    unreadable: str
+    """What to do about what cannot be looked at."""
 
     @property
     def texts(self) -> Outputs | None:
@@ -55,6 +57,7 @@ class SQLiteSubject:
     """
 
     remedy = "run `jobstore check --repair`"
+    unreadable = f"{remedy}, or restore a backup"
     texts: Outputs | None = None
 
     def __init__(
