@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import shutil
 import sqlite3
 from collections.abc import Callable
 from contextlib import closing
+from io import FileIO
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,6 +18,7 @@ import pytest
 from jobstore import DatabaseBusy, DatabaseCorrupt, JobStore, ownership
 from jobstore.aio import in_thread
 from jobstore.health import Repair, check, repair, subject
+from jobstore.health.salvage import pages
 from tests.checking.support import execute, jobs_on, overwrite, pages_of, rows_of, table, zero
 from tests.processes.support import run
 
@@ -252,6 +255,32 @@ def test_an_empty_file_or_noise_is_named(tmp_path: Path) -> None:
     empty = tmp_path / "empty.db"
     empty.touch()
     assert {"migrations", "schema"} <= {finding.name for finding in check(empty).failed}
+
+
+class FailingDisk(FileIO):
+    """A file of which the disk cannot read one page any more."""
+
+    bad_page = 0
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if self.tell() // 4096 + 1 == self.bad_page:
+            raise OSError(errno.EIO, "Input/output error")
+        return super().read(-1 if size is None else size)
+
+
+def test_what_lies_elsewhere_on_a_failing_disk_is_saved(
+    copied: Path, original: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    number = pages_of(copied, "background_jobs", "leaf")[5]
+    lost = jobs_on(copied, [number])
+    zero(copied, [1])  # so that it is read page by page
+    monkeypatch.setattr(FailingDisk, "bad_page", number)
+    monkeypatch.setattr(pages, "FileIO", FailingDisk)
+    assert repair(copied).report.ok
+    assert lost
+    assert {key for (key,) in table(copied, "background_jobs")} == {
+        key for (key,) in table(original, "background_jobs")
+    } - lost
 
 
 @pytest.mark.parametrize("content", [b"no database\n" * 500, b"\0" * 40_960, os.urandom(50_000)])
