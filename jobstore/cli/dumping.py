@@ -15,7 +15,7 @@ import typer
 from jobstore import DiskFull, InvalidArgument, JobStore, OutputError
 from jobstore.cli import stores
 from jobstore.cli.options import AsJson, Db, Outputs
-from jobstore.cli.screen import note, say, write_json
+from jobstore.cli.screen import note, say, write_json, writing
 from jobstore.files import sync_folder
 from jobstore.formats import FORMATS, Format
 from jobstore.repositories.tables import NAMES
@@ -155,8 +155,9 @@ def written(path: Path) -> Iterator[BinaryIO]:
         OutputError: It cannot be written.
     """
     if path == STANDARD:
-        yield sys.stdout.buffer
-        sys.stdout.buffer.flush()
+        with writing():
+            yield sys.stdout.buffer
+            sys.stdout.buffer.flush()
         return
     if os.path.lexists(path):
         raise InvalidArgument("--to", f"{path} is there already: choose another name, or remove it")

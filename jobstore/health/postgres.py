@@ -35,8 +35,6 @@ Definitions = dict[tuple[str, str], str]
 
 _REFERENCE = "jobstore_check_reference"
 """A schema that is made, looked at, and taken back in the same transaction: nobody else ever sees it."""
-
-
 _PATIENCE = "SET LOCAL lock_timeout = '1s'"
 """Whoever holds on to a table, such as a migration that does not end, is to be told of, not waited for."""
 

@@ -167,7 +167,7 @@ def test_an_output_that_cannot_be_written_is_told_in_one_line(environment: dict[
     command = [sys.executable, "-m", "jobstore", *arguments.split()]
     with Path("/dev/full").open("wb") as full:
         done = subprocess.run(command, env=environment, stdout=full, stderr=subprocess.PIPE, check=False)
-    assert (done.returncode, done.stderr) == (1, b"jobstore: the output cannot be used: No space left on device\n")
+    assert (done.returncode, done.stderr) == (1, b"jobstore: the output cannot be written: No space left on device\n")
 
 
 def test_a_terminal_gets_colours_and_a_pipe_does_not(
