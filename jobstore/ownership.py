@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import ClassVar, NamedTuple
 from weakref import WeakSet
 
-from jobstore.errors import DatabaseError, DatabaseInUse, DatabaseNotFound, DiskFailed
+from jobstore.errors import DatabaseCorrupt, DatabaseError, DatabaseInUse, DatabaseNotFound, DiskFailed
 from jobstore.files import refusal, sync_folder, write_private
 
 with contextlib.suppress(ModuleNotFoundError):  # Windows
@@ -371,12 +371,15 @@ def _finish_swap(path: Path) -> None:
     """Finish what an exclusive owner had begun to swap when it was killed."""
     try:
         plan = json.loads(_plan_of(path).read_text(encoding="utf-8"))
+        operation, moves = plan["operation"], [_Move(*move) for move in plan["moves"]]
     except FileNotFoundError:
         return
     except OSError as error:
         raise refusal(_plan_of(path), error) from error
-    _make_all(path, [_Move(*move) for move in plan["moves"]])
-    logger.warning("finished the %s of %s that was interrupted", plan["operation"], path)
+    except (ValueError, KeyError, TypeError) as error:
+        raise DatabaseCorrupt(f"{_plan_of(path)} is no plan of a swap: look at what it is, and move it away") from error
+    _make_all(path, moves)
+    logger.warning("finished the %s of %s that was interrupted", operation, path)
 
 
 def _make_all(path: Path, moves: Sequence[_Move]) -> None:

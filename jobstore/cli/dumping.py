@@ -15,7 +15,8 @@ import typer
 from jobstore import DiskFull, InvalidArgument, JobStore, OutputError
 from jobstore.cli import stores
 from jobstore.cli.options import AsJson, Db, Outputs
-from jobstore.cli.screen import note, say, write_json
+from jobstore.cli.screen import note, say, write_json, writing
+from jobstore.files import sync_folder
 from jobstore.formats import FORMATS, Format
 from jobstore.repositories.tables import NAMES
 
@@ -57,7 +58,7 @@ def dump(
     name = _format(format_name, [target])
     paths = _targets(target, tables or NAMES, name)
     with contextlib.ExitStack() as stack:
-        files = {table: stack.enter_context(_written(path)) for table, path in paths.items()}
+        files = {table: stack.enter_context(written(path)) for table, path in paths.items()}
         how = cast("Literal['reference', 'inline']", texts)
         counts = _run(db, lambda store: store.tables.dump(files, format=name, texts=how), outputs)
     if target == STANDARD:
@@ -146,7 +147,7 @@ def _dumps_in(folder: Path) -> list[Path]:
 
 
 @contextlib.contextmanager
-def _written(path: Path) -> Iterator[BinaryIO]:
+def written(path: Path) -> Iterator[BinaryIO]:
     """Open a file that gets its name once it is whole and durable.
 
     Raises:
@@ -154,24 +155,27 @@ def _written(path: Path) -> Iterator[BinaryIO]:
         OutputError: It cannot be written.
     """
     if path == STANDARD:
-        yield sys.stdout.buffer
-        sys.stdout.buffer.flush()
+        with writing():
+            yield sys.stdout.buffer
+            sys.stdout.buffer.flush()
         return
-    if path.exists():
+    if os.path.lexists(path):
         raise InvalidArgument("--to", f"{path} is there already: choose another name, or remove it")
-    part = path.with_name(f"{path.name}.part")
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")  # not that of another dump, which may go on meanwhile
     try:
         path.parent.mkdir(mode=0o700, exist_ok=True)
-        part.unlink(missing_ok=True)  # of one that was killed
+        part.unlink(missing_ok=True)  # of one that was killed, as this process is called now
         with os.fdopen(os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
         part.replace(path)
+        sync_folder(path.parent)
     except OSError as error:  # of this file or another that is written beside it
         raise _refusal(error, path.parent) from error
     finally:
-        part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # it is not there, or nothing can be: that was told
+            part.unlink()
 
 
 @contextlib.contextmanager

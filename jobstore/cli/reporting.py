@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import functools
-import os
-import sys
 from collections.abc import Callable
 from typing import ParamSpec
 
 import typer
 
 from jobstore import InvalidArgument, JobStoreError
-from jobstore.cli.screen import note
+from jobstore.cli.screen import flush, forget_output, note
 
 P = ParamSpec("P")
 
@@ -26,21 +24,14 @@ def reported(command: Callable[P, None]) -> Callable[P, None]:
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
         try:
             command(*args, **kwargs)
-            sys.stdout.flush()
+            flush()
         except InvalidArgument as error:
             raise typer.BadParameter(error.reason, param_hint=f"'{error.field}'") from None
         except JobStoreError as error:
             note(str(error))
             raise typer.Exit(1) from None
         except BrokenPipeError:
-            _forget_output()
+            forget_output()
             raise typer.Exit(BROKEN_PIPE) from None
 
     return run
-
-
-def _forget_output() -> None:
-    """Send what is still buffered nowhere, or the interpreter would complain at its end."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, sys.stdout.fileno())
-    os.close(nowhere)

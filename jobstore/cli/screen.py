@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import re
 import sys
-from collections.abc import Container, Sequence
+from collections.abc import Container, Iterator, Sequence
 from datetime import UTC, datetime
 
 from pydantic import BaseModel
@@ -14,10 +16,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from jobstore import OutputError
+
 Cell = str | Text
 
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
-_UNSAFE_IN_JSON = re.compile(r"[\x7f-\x9f]")
+_UNSAFE_IN_JSON = re.compile(r"[\x7f-\x9f\ud800-\udfff]")
+"""What drives a terminal; and what stands in a path for bytes that are no UTF-8, which cannot be written as such."""
 
 
 def is_terminal() -> bool:
@@ -35,9 +40,44 @@ def one_line(text: str) -> str:
     return visible(" ".join(text.split()))
 
 
+@contextlib.contextmanager
+def writing() -> Iterator[None]:
+    """Write to the standard output.
+
+    Raises:
+        OutputError: It cannot be written, such as when it goes to a file on a full disk.
+        BrokenPipeError: Its reader has had enough.
+    """
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        forget_output()
+        raise OutputError(f"the output cannot be written: {error.strerror}") from error
+
+
+def flush() -> None:
+    """Write what is still buffered to the standard output.
+
+    Raises:
+        OutputError: As `writing` tells.
+        BrokenPipeError: As `writing` tells.
+    """
+    with writing():
+        sys.stdout.flush()
+
+
+def forget_output() -> None:
+    """Send what is still buffered nowhere, or the interpreter would complain at its end."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
+
+
 def note(text: str) -> None:
     """Write a line to the standard error."""
-    sys.stdout.flush()
+    flush()
     sys.stderr.write(f"jobstore: {one_line(text)}\n")
     sys.stderr.flush()
 
@@ -61,7 +101,7 @@ def write_exactly(text: str) -> None:
         _write(visible(text))
     else:
         _write_bytes(text.encode())
-    sys.stdout.flush()
+    flush()
 
 
 def write_json(document: object) -> None:
@@ -164,10 +204,11 @@ def _write(text: str) -> None:
 
 def _write_bytes(data: bytes) -> None:
     """Write all of it: an unbuffered output takes only a part when its reader goes away in the middle."""
-    sys.stdout.flush()
     remaining = memoryview(data)
-    while remaining:
-        remaining = remaining[sys.stdout.buffer.write(remaining) :]
+    with writing():
+        sys.stdout.flush()
+        while remaining:
+            remaining = remaining[sys.stdout.buffer.write(remaining) :]
 
 
 def _as_json(value: object) -> object:

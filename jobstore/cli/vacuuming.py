@@ -38,7 +38,8 @@ def vacuum(
     try:
         done = health.write_anew(db) if full else stores.run(db, act)
     except InvalidArgument as error:
-        raise InvalidArgument(f"--{error.field}", error.reason) from None
+        field = f"--{error.field}" if error.field in {"secure", "full"} else error.field
+        raise InvalidArgument(field, error.reason) from None
     if as_json:
         write_json(done)
     else:

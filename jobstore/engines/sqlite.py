@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import shlex
 import sqlite3
 import stat
@@ -353,6 +354,8 @@ def is_there(path: Path) -> bool:
         raise DatabaseNotFound(str(path), f"it cannot be looked at: {error.strerror}") from error
     if stat.S_ISDIR(kind):
         raise DatabaseNotFound(str(path), "it is a folder; name a file in it")
+    if not stat.S_ISREG(kind):  # to open a pipe would wait for another program
+        raise DatabaseNotFound(str(path), "it is no regular file: name another")
     return True
 
 
@@ -400,7 +403,7 @@ def _connect_reader(path: Path) -> sqlite3.Connection:
 def _connect(path: Path, mode: Literal["rw", "ro"]) -> sqlite3.Connection:
     # Transactions are begun explicitly, so isolation_level is None from the start; a forgotten connection
     # is closed by another thread than its own, so the check for that is off.
-    uri = f"file:{quote(str(path))}?mode={mode}"
+    uri = f"file:{quote(os.fsencode(path))}?mode={mode}"
     try:
         return sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False, cached_statements=512)
     except sqlite3.Error as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sqlite3
 from collections.abc import Callable
@@ -50,6 +51,7 @@ def check(
         InvalidArgument: An argument cannot be accepted.
         DatabaseNotFound: There is no such database.
         DatabaseInUse: Somebody has had it to itself for 30 s, to restore it or the like.
+        DatabaseError: Its file cannot be opened.
 
     Example:
         >>> for finding in check("jobs.db").failed:
@@ -73,7 +75,7 @@ def _check_file(
 ) -> list[Finding]:
     path = real(database.path or Path())
     command = migrate_command(database)
-    log = _read_log(path) if path.exists() and not quick else None
+    log = None if quick else _read_log(path)
     with shared(path):  # nobody swaps the file meanwhile; a swap that was interrupted is finished first
         if not is_there(path):
             raise DatabaseNotFound(str(path), f"create it with `{command}`")
@@ -164,14 +166,19 @@ def other_kind(connection: sqlite3.Connection, steps: list[Step], command: str) 
 
 
 def _read_log(path: Path) -> Log | None:
-    """Return what the log holds; None if somebody uses the database, or its path says that there is none."""
-    try:
-        with exclusive(path, "check"):  # for a moment: those who open it meanwhile try again
-            return Log.read(Path(f"{path}-wal"))
-    except DatabaseInUse:
-        return None
-    except DatabaseError:  # in a folder that cannot be written nobody writes
-        return Log.read(Path(f"{path}-wal"))
+    """Return what the log holds; None if somebody uses the database, or it cannot be read."""
+    log = Path(f"{path}-wal")
+    if not os.path.lexists(log):  # so what is no store gets no lock's file beside it
+        return Log()
+    with contextlib.suppress(OSError):
+        try:
+            with exclusive(path, "check"):  # for a moment: those who open it meanwhile try again
+                return Log.read(log)
+        except DatabaseInUse:
+            return None
+        except DatabaseError:  # in a folder that cannot be written nobody writes
+            return Log.read(log)
+    return None
 
 
 def _is_readable(connection: sqlite3.Connection) -> bool:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from jobstore.engines.sqlite_driver import drive
 from jobstore.errors import StatementFailed
+from jobstore.health.encoding import text_rules
 from jobstore.health.schema import (
     Column,
     Schema,
@@ -86,21 +87,15 @@ def mend_schema(connection: sqlite3.Connection, steps: Sequence[Step], now: int)
     return mended
 
 
-def mend_rows(connection: sqlite3.Connection, now: int) -> Mended:
-    """Rescue expired leases, and mend the rows that break a rule."""
+def mend_rows(connection: sqlite3.Connection, steps: Sequence[Step], now: int) -> Mended:
+    """Make texts readable, rescue expired leases, and mend the rows that break a rule."""
     mended, rescued = Mended([], []), 0
+    _mend_all(connection, text_rules(connection, steps), now, mended)  # before a row of them is read
     while count := drive(connection, rescue(now)):
         rescued += count
     if rescued:
         mended.done.append(f"leases that had ended: {rescued:,}; their jobs were rescued")
-    for rule in (*JSON_RULES, *RULES):
-        try:
-            broken = _mend_by(connection, rule, now)
-        except StatementFailed as error:  # its table could not be mended
-            mended.not_mended.append(f"{rule.name}: {error}")
-            continue
-        if broken:
-            mended.done.append(f"{rule.meaning}: {broken:,}; {rule.remedy}")
+    _mend_all(connection, (*JSON_RULES, *RULES), now, mended)
     return mended
 
 
@@ -125,6 +120,17 @@ def mend_records(connection: sqlite3.Connection, steps: Sequence[Step], now: int
     records = [(step.name, step.checksum, now) for step in steps]
     connection.executemany("INSERT INTO migrations (name, checksum, applied_at) VALUES (?, ?, ?)", records)
     return ["the records of applied migrations: made again"]
+
+
+def _mend_all(connection: sqlite3.Connection, rules: Sequence[Rule], now: int, mended: Mended) -> None:
+    for rule in rules:
+        try:
+            broken = _mend_by(connection, rule, now)
+        except StatementFailed as error:  # its table could not be mended
+            mended.not_mended.append(f"{rule.name}: {error}")
+            continue
+        if broken:
+            mended.done.append(f"{rule.meaning}: {broken:,}; {rule.remedy}")
 
 
 def _mend_by(connection: sqlite3.Connection, rule: Rule, now: int) -> int:

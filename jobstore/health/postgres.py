@@ -35,6 +35,8 @@ Definitions = dict[tuple[str, str], str]
 
 _REFERENCE = "jobstore_check_reference"
 """A schema that is made, looked at, and taken back in the same transaction: nobody else ever sees it."""
+_PATIENCE = "SET LOCAL lock_timeout = '1s'"
+"""Whoever holds on to a table, such as a migration that does not end, is to be told of, not waited for."""
 
 
 class PostgresSubject:
@@ -49,6 +51,7 @@ class PostgresSubject:
     """
 
     remedy = "mend the rows with SQL, after a pg_dump"
+    unreadable = "mend what it says on the server, or restore a pg_dump"
     texts: Outputs | None = None
 
     def __init__(self, connection: Connection, steps: list[Step], command: str, clock: Clock, tell: Tell) -> None:
@@ -61,9 +64,13 @@ class PostgresSubject:
 
     def read(self, make_operation: MakeOperation[..., T], *args: Any) -> T:  # noqa: ANN401
         """Run an operation that only reads, on a snapshot of its own."""
-        with self.connection.transaction():
-            self.connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
-            return _drive(self.connection, make_operation(self.clock(), *args))
+        try:
+            with self.connection.transaction():
+                self.connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+                self.connection.execute(_PATIENCE)
+                return _drive(self.connection, make_operation(self.clock(), *args))
+        except psycopg.Error as error:
+            raise translate(error) from None
 
 
 def check_postgres(
@@ -102,10 +109,11 @@ def schema(subject: PostgresSubject) -> Finding:
     """Check that all that the applied steps have made is there, as they made it."""
     steps = applied_steps(subject.steps, subject.read(applied))
     try:
-        wanted = _reference(subject.connection, steps)
+        wanted, found = _reference(subject.connection, steps), _present(subject.connection)
     except (psycopg.errors.InsufficientPrivilege, psycopg.errors.ReadOnlySqlTransaction):
         return good("schema", "not looked at: that needs the right to create a schema, which is taken back at once")
-    found = _definitions(subject.connection)
+    except psycopg.Error as error:
+        raise translate(error) from None
     problems = [f"{kind} {name} is missing" for kind, name in sorted(wanted.keys() - found.keys())]
     problems += [
         f"{kind} {name} is another than it should be"
@@ -164,11 +172,19 @@ def _run(connection: Connection, statement: Statement) -> Any:  # noqa: ANN401 -
 def _reference(connection: Connection, steps: Sequence[Step]) -> Definitions:
     """Return what the steps make, in a schema that is taken back."""
     with connection.transaction(force_rollback=True):
+        connection.execute(_PATIENCE)
         connection.execute(f"CREATE SCHEMA {_REFERENCE}")
         connection.execute(f"SET LOCAL search_path TO {_REFERENCE}")
         connection.execute(RECORDS)
         for step in steps:
             step.apply(connection, lambda script: in_one_statement(connection, script))
+        return _definitions(connection)
+
+
+def _present(connection: Connection) -> Definitions:
+    """Return what there is in the store's schema."""
+    with connection.transaction():
+        connection.execute(_PATIENCE)  # the server opens a table to say what its defaults are
         return _definitions(connection)
 
 

@@ -14,7 +14,7 @@ from jobstore.clock import Clock, system_clock
 from jobstore.databases import PostgresDatabase, find_database, migrate_command
 from jobstore.engines.sqlite import BUSY_DEADLINE, is_there
 from jobstore.engines.sqlite_driver import RolledBack, begin, drive, roll_back, translate
-from jobstore.errors import DatabaseCorrupt, DatabaseNotFound, InvalidArgument, SchemaMismatch
+from jobstore.errors import DatabaseBusy, DatabaseCorrupt, DatabaseNotFound, InvalidArgument, SchemaMismatch
 from jobstore.files import create_private, refusal
 from jobstore.health.checking import check, other_kind
 from jobstore.health.checks.files import exposed
@@ -68,6 +68,7 @@ def repair(
         DatabaseInUse: Somebody has the store open.
         SchemaMismatch: It is another program's, or of a newer version.
         DatabaseNotFound: There is no such database.
+        DatabaseCorrupt: No row of it can be read. It stays as it was.
         DatabaseError: It cannot be written. What it was stays, or is kept.
 
     Example:
@@ -188,11 +189,17 @@ class _Work:
                 check_applied(self._steps, subject.read(applied))
 
     def _problems(self) -> list[str] | None:
-        """Return what is wrong with the pages; None if that cannot even be told."""
+        """Return what is wrong with the pages; None if that cannot even be told.
+
+        Raises:
+            DatabaseBusy: A program that knows nothing of the owner's lock keeps all others out.
+        """
         try:
             with looked_into_alone(self._path) as connection:
                 return integrity_problems(connection)
-        except DAMAGE:
+        except DAMAGE as error:
+            if isinstance(meaning := translate(error), DatabaseBusy):
+                raise meaning from error
             return None
 
     def _mend_in_place(self, *, rebuilds_indexes: bool) -> None:
@@ -211,7 +218,7 @@ class _Work:
                 done.append("all indexes: made anew")
             done += mend_records(connection, steps, now)
             done += mend_identity(connection, self._known_identity())
-            rows = mend_rows(connection, now)
+            rows = mend_rows(connection, steps, now)
             _require_whole(connection)
         self.done += [*done, *rows.done]
         self.not_mended += [*mended.not_mended, *rows.not_mended]
@@ -223,12 +230,14 @@ class _Work:
             _remove(target)  # of a repair that was killed
             create_private(target)
             saved = rebuild(self._path, target, self._steps, self._known_identity(), self._clock(), self._tell)
+            _require_rows(saved.tables, self._path)
             with looked_into_alone(target) as connection:
                 _require_whole(connection)
             kept = _free_name(self._path)
             self._owner.swap([*self._owner.aside(kept), (target, self._path)])
         except BaseException as error:
-            _remove(target)
+            if not self._owner.is_swapping:  # else whoever opens it next goes on, and needs the new file
+                _remove(target)
             if (meaning := _meaning(target, error)) is None:
                 raise
             raise meaning from error
@@ -300,6 +309,16 @@ def _require_whole(connection: sqlite3.Connection) -> None:
     connection.execute("PRAGMA ignore_check_constraints=OFF")  # or they would not be checked
     if problems := integrity_problems(connection):
         raise DatabaseCorrupt(f"the database is damaged ({problems[0]}): restore a backup")
+
+
+def _require_rows(tables: list[Salvaged], path: Path) -> None:
+    """Check that anything at all was saved: an empty store in the place of some other file would mend nothing.
+
+    Raises:
+        DatabaseCorrupt: Nothing was.
+    """
+    if not any(table.saved for table in tables):
+        raise DatabaseCorrupt(f"no row of a store can be read in {path}: check the path, or restore a backup")
 
 
 def _free_name(path: Path) -> Path:

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict
 
 from jobstore.clock import system_clock
 from jobstore.databases import find_database
+from jobstore.engines.sqlite import is_there
 from jobstore.errors import DatabaseNotFound, InvalidArgument, OutputError
 from jobstore.files import create_private
 from jobstore.health import archives, copies
@@ -75,7 +76,7 @@ def restore(
     """
     database = find_database(url)
     path, backup = copies.file_of(database, "restore"), real(Path(source))
-    if not backup.is_file():
+    if not is_there(backup):
         raise DatabaseNotFound(str(source), "name a file that `jobstore backup` has made")
     if backup == path:
         raise InvalidArgument("source", "is the database itself: name a backup of it")

@@ -13,8 +13,6 @@ from jobstore.health.report import Finding, bad
 from jobstore.outputs import Outputs, Place, unchecked_outputs
 from jobstore.progress import Progress, Tell
 
-UNREADABLE = "run `jobstore check --repair`, or restore a backup"
-
 
 def run_checks(subject: Any, checks: Sequence[Check], tell: Tell) -> list[Finding]:  # noqa: ANN401 - of its engine
     """Make checks one after the other; one that fails is a finding like any other."""
@@ -39,4 +37,4 @@ def _looked(entry: Check, subject: Any) -> Finding:  # noqa: ANN401
         return entry.look(subject)
     except Exception as error:  # noqa: BLE001 - whatever damage does to a check, it is told, and the others are made
         reason = str(error) if isinstance(error, sqlite3.Error | OSError | JobStoreError) else type(error).__name__
-        return bad(entry.name, f"it could not be looked at: {reason}", UNREADABLE)
+        return bad(entry.name, f"it could not be looked at: {reason}", subject.unreadable)

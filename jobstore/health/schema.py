@@ -14,6 +14,7 @@ _TOKEN = re.compile(
     r"""--[^\n]* | /\*.*?\*/ | '(?:[^']|'')*' | "(?:[^"]|"")*" | `[^`]*` | \[[^\]]*\] | \w+ | \s+ | .""",
     re.VERBOSE | re.DOTALL,
 )
+_VIRTUAL = re.compile(r"CREATE\s+VIRTUAL\b", re.IGNORECASE)
 
 
 class Column(NamedTuple):
@@ -144,6 +145,8 @@ def defined_columns(table: Table) -> dict[str, str]:
 
 
 def _read_table(connection: sqlite3.Connection, name: str, sql: str) -> Table:
+    if _VIRTUAL.match(sql):  # a user's own, which only those who have loaded its module can look into
+        return Table(name, sql, {}, {}, {})
     columns = {
         row[0].lower(): Column(row[0], row[1].upper(), bool(row[2]), _plain_default(row[3]), row[4])
         for row in connection.execute(

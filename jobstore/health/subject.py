@@ -33,6 +33,8 @@ class Subject(Protocol):
     tell: Tell
     remedy: str
     """What mends the rows."""
+    unreadable: str
+    """What to do about what cannot be looked at."""
 
     @property
     def texts(self) -> Outputs | None:
@@ -55,6 +57,7 @@ class SQLiteSubject:
     """
 
     remedy = "run `jobstore check --repair`"
+    unreadable = f"{remedy}, or restore a backup"
     texts: Outputs | None = None
 
     def __init__(
@@ -105,10 +108,16 @@ def looked_into(path: Path, *, immutable: bool) -> Iterator[sqlite3.Connection]:
     Args:
         path: The file.
         immutable: Take no locks and leave no log behind. For a file that nobody writes.
+
+    Raises:
+        DatabaseError: It cannot be opened.
     """
     options = "mode=ro&immutable=1" if immutable else "mode=ro"
     uri = f"file:{quote(os.fsencode(path))}?{options}"
-    connection = sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False)
+    try:
+        connection = sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False)
+    except sqlite3.Error as error:
+        raise sqlite_driver.translate(error) from error
     try:
         connection.text_factory = lambda data: data.decode("utf-8", "replace")
         connection.execute(f"PRAGMA busy_timeout={BUSY_MILLISECONDS}")

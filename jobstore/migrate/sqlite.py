@@ -39,7 +39,7 @@ from jobstore.migrate.steps import (
 )
 from jobstore.models import AppliedMigration
 from jobstore.outputs import Outputs, Place, open_outputs
-from jobstore.ownership import Share, shared
+from jobstore.ownership import Share, real, shared
 
 BUSY_DEADLINE = 60.0
 """Seconds: another migrator may be at a long step."""
@@ -253,7 +253,7 @@ class Migrator:
 
 
 def _connect(path: Path) -> sqlite3.Connection:
-    create_private(path)
+    create_private(real(path))
     connection = connect_writer(path, "full")
     # Before any transaction, where it would be a silent no-op. See the guide: dropping a table that is
     # rebuilt would delete its children's rows.

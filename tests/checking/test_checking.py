@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from jobstore import DatabaseInUse, DatabaseNotFound, InvalidArgument, JobStore, NewJob
+from jobstore import DatabaseError, DatabaseInUse, DatabaseNotFound, InvalidArgument, JobStore, NewJob
 from jobstore.aio import in_thread
 from jobstore.health import Report, check, repair
 from jobstore.health.checks import SQLITE_CHECKS
@@ -65,9 +66,7 @@ async def test_beside_working_workers_neither_meets_an_error(migrated: Path, job
 def test_it_changes_nothing(copied: Path) -> None:
     before = {file.name: file.read_bytes() for file in copied.parent.iterdir() if file.is_file()}
     assert check(copied).ok
-    after = {file.name: file.read_bytes() for file in copied.parent.iterdir() if file.is_file()}
-    assert after.keys() - before.keys() == {"jobs.db.owner"}  # the empty file that all who open a store lock
-    assert {name: after[name] for name in before} == before
+    assert {file.name: file.read_bytes() for file in copied.parent.iterdir() if file.is_file()} == before
 
 
 @pytest.mark.parametrize("logged", [False, True])
@@ -112,6 +111,32 @@ def test_what_is_not_there_is_an_error(tmp_path: Path) -> None:
         with pytest.raises(InvalidArgument):
             act("mysql://host/db")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_no_store_gets_nothing_beside_it(tmp_path: Path) -> None:
+    text = tmp_path / "text.db"
+    text.write_text("no database\n")
+    assert not check(text).ok
+    with pytest.raises(DatabaseNotFound):
+        check(tmp_path)
+    assert list(tmp_path.iterdir()) == [text]
+    assert not Path(f"{tmp_path}.owner").exists()
+
+
+@pytest.mark.parametrize("act", [check, repair])
+def test_what_cannot_be_opened_is_an_error(tmp_path: Path, act: Callable[[Path], object]) -> None:
+    with pytest.raises(DatabaseNotFound):
+        act(tmp_path / ("x" * 300))  # longer than a name can be
+    folder = tmp_path.joinpath(*["x" * 200] * 3)
+    folder.mkdir(parents=True)
+    path = folder / "jobs.db"
+    path.touch(mode=0o600)
+    with pytest.raises(DatabaseError, match="cannot be opened"):
+        act(path)  # longer than SQLite opens
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(tmp_path / "pipe.db")
+        with pytest.raises(DatabaseNotFound, match="regular file"):
+            act(tmp_path / "pipe.db")
 
 
 async def test_a_store_that_is_in_use_is_not_repaired(migrated: Path) -> None:

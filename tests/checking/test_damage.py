@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import shutil
+import sqlite3
 from collections.abc import Callable
+from contextlib import closing
+from io import FileIO
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
-from jobstore import JobStore
+from jobstore import DatabaseBusy, DatabaseCorrupt, JobStore, ownership
 from jobstore.aio import in_thread
-from jobstore.health import Repair, check, repair
+from jobstore.health import Repair, check, repair, subject
+from jobstore.health.salvage import pages
 from tests.checking.support import execute, jobs_on, overwrite, pages_of, rows_of, table, zero
 from tests.processes.support import run
 
@@ -250,6 +255,73 @@ def test_an_empty_file_or_noise_is_named(tmp_path: Path) -> None:
     empty = tmp_path / "empty.db"
     empty.touch()
     assert {"migrations", "schema"} <= {finding.name for finding in check(empty).failed}
+
+
+class FailingDisk(FileIO):
+    """A file of which the disk cannot read one page any more."""
+
+    bad_page = 0
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if self.tell() // 4096 + 1 == self.bad_page:
+            raise OSError(errno.EIO, "Input/output error")
+        return super().read(-1 if size is None else size)
+
+
+def test_what_lies_elsewhere_on_a_failing_disk_is_saved(
+    copied: Path, original: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    number = pages_of(copied, "background_jobs", "leaf")[5]
+    lost = jobs_on(copied, [number])
+    zero(copied, [1])  # so that it is read page by page
+    monkeypatch.setattr(FailingDisk, "bad_page", number)
+    monkeypatch.setattr(pages, "FileIO", FailingDisk)
+    assert repair(copied).report.ok
+    assert lost
+    assert {key for (key,) in table(copied, "background_jobs")} == {
+        key for (key,) in table(original, "background_jobs")
+    } - lost
+
+
+@pytest.mark.parametrize("content", [b"no database\n" * 500, b"\0" * 40_960, os.urandom(50_000)])
+def test_where_no_row_can_be_saved_the_file_stays(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "jobs.db"
+    path.write_bytes(content)
+    with pytest.raises(DatabaseCorrupt, match="no row"):
+        repair(path)
+    assert path.read_bytes() == content
+    assert {file.name for file in tmp_path.iterdir()} == {"jobs.db", "jobs.db.owner"}
+
+
+def test_a_repair_that_is_interrupted_while_it_swaps_is_finished_by_the_next(
+    copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As by Ctrl-C, after the plan was written and before the first file was moved."""
+    zero(copied, [1])
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ownership, "_make_all", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            repair(copied)
+    assert check(copied).ok
+    assert rows_of(copied, "SELECT count(*) FROM background_jobs") == [(5000,)]
+
+
+def test_a_file_that_another_program_keeps_for_itself_is_not_salvaged(
+    copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its lock is SQLite's own, as it knows nothing of ours."""
+    monkeypatch.setattr(subject, "BUSY_MILLISECONDS", 10)
+    with closing(sqlite3.connect(copied, isolation_level=None)) as other:
+        other.execute("PRAGMA locking_mode=EXCLUSIVE")
+        other.execute("UPDATE sessions SET name = 'locked'")
+        with pytest.raises(DatabaseBusy):
+            repair(copied)
+        assert not list(copied.parent.glob("*damaged*"))
+    assert check(copied).ok
 
 
 @pytest.mark.parametrize("rounds", [2, pytest.param(60, marks=pytest.mark.full)])

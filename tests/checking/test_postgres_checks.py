@@ -12,7 +12,7 @@ import pytest
 from jobstore import InvalidArgument, JobStore
 from jobstore.aio import in_thread
 from jobstore.databases import find_database
-from jobstore.health import Finding, check, repair
+from jobstore.health import Finding, Progress, check, repair
 from tests.postgres import in_schema
 
 CHANGES = {
@@ -124,6 +124,26 @@ def test_who_may_not_create_a_schema_is_told_that_it_was_not_compared(schema: st
     assert report.ok, report.failed
     [found] = [finding for finding in report.findings if finding.name == "schema"]
     assert "not looked at" in found.summary
+
+
+def test_a_table_that_somebody_holds_on_to_is_told_and_not_waited_for(schema: str) -> None:
+    with psycopg.connect(schema) as holder:
+        holder.execute("LOCK TABLE workers IN ACCESS EXCLUSIVE MODE")
+        found = failed(schema)
+    assert "workers" in found
+    assert all("could not be looked at" in finding.summary for finding in found.values())
+    assert not any("--repair" in (finding.remedy or "") for finding in found.values())
+
+
+def test_a_server_that_ends_the_connection_is_told_in_words(schema: str) -> None:
+    def end_it(progress: Progress) -> None:
+        if progress.done == 3:
+            mine = "application_name = 'checked'"
+            execute(schema, f"SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE {mine}")
+
+    found = check(f"{schema}&application_name=checked", quick=True, tell=end_it).failed
+    assert "leases" in {finding.name for finding in found}
+    assert all("the connection to the server was lost" in finding.summary for finding in found), found
 
 
 def test_it_is_not_repaired_by_us(schema: str) -> None:

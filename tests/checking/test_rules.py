@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from jobstore import JobStore
+from jobstore.aio import in_thread
 from jobstore.health import Report, check, repair
 from jobstore.migrate import Migrator
 from jobstore.operations.invariants import JSON_RULES, MAX_ROWS, RULES
@@ -203,3 +205,31 @@ def test_rows_without_their_parents_in_tables_of_users_are_told(path: Path) -> N
     )
     [found] = check(path).failed
     assert (found.name, found.details) == ("foreign-keys", ("notes without their background_jobs: 1",))
+
+
+@pytest.mark.parametrize(
+    ("encoding", "bytes_"), [("UTF-8", "41ff42"), ("UTF-16le", "410000d84200"), ("UTF-16be", "0041d8000042")]
+)
+async def test_texts_that_are_none_are_named_and_can_be_read_again(database: Path, encoding: str, bytes_: str) -> None:
+    database.touch(0o600)
+    execute(database, f"PRAGMA encoding='{encoding}'; CREATE TABLE notes (t)")
+    async with JobStore(database, migrate=True) as store:
+        bad, good = [(await store.jobs.enqueue(f"é {n}", task_type="t", api_type="a")).id for n in range(2)]
+        await store.kv.set("k", "é")
+    assert (await in_thread(check, database)).ok
+    text = f"CAST(x'{bytes_}' AS TEXT)"
+    execute(
+        database,
+        f"UPDATE background_jobs SET prompt = {text}, metadata = {text} WHERE id = '{bad}';"
+        f"INSERT INTO included_files VALUES ('none', {text}, 0); UPDATE key_value_store SET value = {text}",
+    )
+    [found, *_] = [finding for finding in (await in_thread(check, database)).failed if finding.name == "encoding"]
+    meaning = "rows with texts that are not UTF-8, which nobody can read"
+    assert f"background_jobs-encoding: {meaning}: 1 ({bad})" in found.details
+    assert len(found.details) == 3
+    assert (await in_thread(repair, database)).report.ok
+    async with JobStore(database) as store:
+        prompts = {claim.job.id: claim.job.prompt for claim in await store.jobs.claim("w", limit=2)}
+        assert prompts[good] == "é 1"
+        assert prompts[bad].startswith("A\\x")
+        assert str(await store.kv.get("k")).startswith("A\\x")

@@ -114,6 +114,21 @@ def test_what_users_added_is_noted_and_kept(migrated: Path) -> None:
     assert set(finding(migrated, "schema").details) == set(found.details)
 
 
+def test_a_users_table_of_a_module_that_is_not_loaded_is_noted_and_kept(migrated: Path) -> None:
+    execute(
+        migrated,
+        "PRAGMA writable_schema=ON; DROP INDEX background_jobs_claim; INSERT INTO sqlite_schema"
+        " VALUES ('table', 'vectors', 'vectors', 0, 'CREATE VIRTUAL TABLE vectors USING unknown(a)')",
+    )
+    found = finding(migrated, "schema")
+    assert found.details == (
+        "index background_jobs_claim of background_jobs is missing",
+        "not jobstore's own: table vectors",
+    )
+    assert repair(migrated).report.ok
+    assert finding(migrated, "schema").details == ("not jobstore's own: table vectors",)
+
+
 def test_names_in_quotes_comments_and_other_letters_are_no_change(migrated: Path) -> None:
     execute(
         migrated,

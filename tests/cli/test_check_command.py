@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import pytest
 
 from tests.checking.support import execute
 
@@ -89,3 +93,11 @@ def test_a_terminal_is_shown_colours(in_terminal: Callable[..., tuple[int, str]]
     code, shown = in_terminal("check")
     assert code == 0
     assert "\x1b[32m✓\x1b[0m integrity" in shown
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere file systems refuse such names")
+def test_a_path_that_is_no_text_can_be_worked_with(command: Command, tmp_path: Path) -> None:
+    path = os.fsdecode(os.fsencode(tmp_path) + b"/\xff.db")
+    command.ok("migrate", "--db", path)
+    assert command.json("check", "--db", path)["database"] == path
+    command.ok("stats", "--db", path)

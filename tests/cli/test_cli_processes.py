@@ -161,6 +161,15 @@ def test_a_reader_that_never_reads_ends_the_command_quietly(
     assert done.returncode in {1, 141}
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has a device that is always full")
+@pytest.mark.parametrize("arguments", ["check --quick", "dump sessions --format csv"])
+def test_an_output_that_cannot_be_written_is_told_in_one_line(environment: dict[str, str], arguments: str) -> None:
+    command = [sys.executable, "-m", "jobstore", *arguments.split()]
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(command, env=environment, stdout=full, stderr=subprocess.PIPE, check=False)
+    assert (done.returncode, done.stderr) == (1, b"jobstore: the output cannot be written: No space left on device\n")
+
+
 def test_a_terminal_gets_colours_and_a_pipe_does_not(
     command: Command, environment: dict[str, str], run_process: Run, in_terminal: InTerminal
 ) -> None:

@@ -17,7 +17,7 @@ from jobstore import JobStore
 from jobstore.formats import FORMATS
 from jobstore.migrate import Migrator
 from jobstore.operations.promotion import TABLES
-from tests.processes.support import run
+from tests.processes.support import finish, run, spawn
 from tests.promotion.support import fill, rows_of
 
 if TYPE_CHECKING:
@@ -26,6 +26,16 @@ if TYPE_CHECKING:
 Act = Callable[..., Any]
 Run = Callable[..., subprocess.CompletedProcess[bytes]]
 NAMES = [table.name for table in TABLES]
+ANOTHER = """
+    import sys
+    from pathlib import Path
+    from jobstore.cli.dumping import written
+
+    with written(Path(sys.argv[1])) as file:
+        file.write(b"another")
+        print("writing", flush=True)
+        sys.stdin.readline()
+"""
 
 
 @pytest.fixture
@@ -99,6 +109,26 @@ def test_what_is_there_stays_and_nothing_half_written_is_left(command: Command, 
     assert {path: path.read_bytes() for path in folder.iterdir()} == {
         path: data for path, data in before.items() if path.name != "sessions.jsonl"
     }
+
+
+def test_a_place_that_is_no_folder_is_told(command: Command, tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    for target in (file, file / "sessions.jsonl", tmp_path / ("x" * 300)):
+        assert "cannot be used" in command.refused("dump", "sessions", "--to", target)
+
+
+def test_what_another_dump_is_writing_is_left_alone(command: Command, tmp_path: Path) -> None:
+    """Once it took the other's unfinished file for its own, and gave it the name of a whole one."""
+    target = tmp_path / "sessions.jsonl"
+    process = spawn(ANOTHER, target)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "writing\n"
+    command.ok("dump", "sessions", "--to", target)
+    assert target.read_bytes() == b""  # as there are none
+    assert finish(process, "\n")[0] == 0
+    assert target.read_bytes() == b"another"
+    assert list(tmp_path.glob("*.part")) == []
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no such limits")

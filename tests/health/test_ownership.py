@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import re
 import signal
 import subprocess
 from collections.abc import Callable
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from jobstore import DatabaseInUse, DatabaseNotFound, DiskFailed, JobStore, ownership
+from jobstore import DatabaseCorrupt, DatabaseInUse, DatabaseNotFound, DiskFailed, JobStore, ownership
 from jobstore.aio import in_thread
 from jobstore.migrate import Migrator
 from jobstore.ownership import exclusive, shared
@@ -306,6 +307,17 @@ def test_a_swap_that_was_killed_at_any_point_is_finished_by_the_next(
     else:
         raise AssertionError("the swap makes more calls than this test thought")
     assert "finished the restore of" in caplog.text
+
+
+@pytest.mark.parametrize("text", ["", "\xff", "[]", '{"operation": ""}', '{"operation": "", "moves": [1]}'])
+def test_a_file_that_is_no_plan_of_a_swap_is_named(migrated: Path, text: str) -> None:
+    plan = Path(f"{migrated}.swap")
+    plan.write_text(text, encoding="latin-1")
+    with pytest.raises(DatabaseCorrupt, match=re.escape(f"{plan} is no plan")), shared(migrated):
+        pass
+    plan.unlink()
+    with shared(migrated):
+        pass
 
 
 def _swap_killed_before(calls: int, folder: Path) -> bool:

@@ -198,6 +198,12 @@ def test_an_archive_cannot_lead_out_of_its_folder(filled: Path, tmp_path: Path) 
     assert not (tmp_path / "other.db").exists()
 
 
+def test_what_cannot_be_looked_at_is_no_backup(filled: Path, tmp_path: Path) -> None:
+    for source in (tmp_path / "missing", tmp_path, tmp_path / ("x" * 300)):  # longer than a name can be
+        with pytest.raises(DatabaseNotFound):
+            restore(source, filled)
+
+
 def test_the_database_itself_and_a_mounted_folder_are_refused(
     saved: Path, filled: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

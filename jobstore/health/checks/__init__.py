@@ -48,6 +48,7 @@ SQLITE_CHECKS: Sequence[Check] = (
     Check("foreign-keys", pages.foreign_keys),
     Check("migrations", schema.migrations, quick=True),
     Check("schema", schema.schema, quick=True),
+    Check("encoding", rows.encoding),
     Check("json", rows.json),
     *SHARED_CHECKS,
 )

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from jobstore.health.encoding import text_rules
 from jobstore.health.report import Finding, bad, good
-from jobstore.health.subject import Subject
+from jobstore.health.subject import SQLiteSubject, Subject
 from jobstore.operations import invariants
 from jobstore.operations import promotion as promoting
 from jobstore.operations.invariants import JSON_RULES, RULES, Rule
@@ -31,6 +32,12 @@ def attempts(subject: Subject) -> Finding:
 def json(subject: Subject) -> Finding:
     """Check that what should be JSON is JSON."""
     return _by_rules(subject, "json", tuple(rule.table for rule in JSON_RULES), JSON_RULES)
+
+
+def encoding(subject: SQLiteSubject) -> Finding:
+    """Check that every text is one."""
+    rules = text_rules(subject.connection, subject.steps)
+    return _by_rules(subject, "encoding", tuple(rule.table for rule in rules), rules)
 
 
 def identity(subject: Subject) -> Finding:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import mmap
 import struct
+from io import FileIO
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -42,9 +42,8 @@ class Pages:
     def __init__(self, path: Path) -> None:
         self._log = Log.read(Path(f"{path}-wal"))
         self._log_file = open(f"{path}-wal", "rb") if self._log.pages else None  # noqa: PTH123, SIM115 - closed in __exit__
-        with path.open("rb") as file:
-            empty = path.stat().st_size == 0
-            self._data: mmap.mmap | bytes = b"" if empty else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        self._file = FileIO(path)
+        self._length = path.stat().st_size
         self.size = self._find_size()
         header = self.read(1)[:100]
         is_whole = _is_header(header)
@@ -55,7 +54,7 @@ class Pages:
         """The beginning of the list of free pages; 0 if there are none, or nobody knows."""
         self.has_map = struct.unpack(">I", header[52:56])[0] > 0 if is_whole else self._seems_mapped()
         """Whether there are pages that say what the others are for (auto_vacuum)."""
-        self.count = self._log.page_count or -(-len(self._data) // self.size)
+        self.count = self._log.page_count or -(-self._length // self.size)
 
     def __enter__(self) -> Self:
         return self
@@ -65,16 +64,14 @@ class Pages:
     ) -> None:
         if self._log_file is not None:
             self._log_file.close()
-        if isinstance(self._data, mmap.mmap):
-            self._data.close()
+        self._file.close()
 
     def read(self, number: int) -> bytes:
-        """Return a page; of one that is cut off, or not there, nothing but zeros."""
+        """Return a page; of one that is cut off, not there, or on a bad place of the disk, nothing but zeros."""
         if self._log_file is not None and number in self._log.pages:
             self._log_file.seek(self._log.pages[number])
             return self._log_file.read(self.size)
-        start = (number - 1) * self.size
-        found = self._data[start : start + self.size]
+        found = self._bytes((number - 1) * self.size, self.size)
         return found if len(found) == self.size else bytes(self.size)
 
     @property
@@ -82,11 +79,18 @@ class Pages:
         """The page that is never used."""
         return LOCK_BYTE // self.size + 1
 
+    def _bytes(self, start: int, count: int) -> bytes:
+        try:
+            self._file.seek(start)
+            return self._file.read(count) or b""
+        except OSError:
+            return b""
+
     def _find_size(self) -> int:
         """Return the size of a page, as the log or the header says, or else as most pages seem to have it."""
         if self._log.page_size:
             return self._log.page_size
-        if said := _size_in(self._data[:100]):
+        if said := _size_in(self._bytes(0, 100)):
             return said
         shares = {size: share for size in _SIZES if (share := self._plausible(size)) is not None}
         likely = (size for size, share in shares.items() if share >= 0.7 * max(shares.values()))
@@ -97,17 +101,17 @@ class Pages:
 
         At a multiple of the true size it is about the same; at a part of it, half as many do at the most.
         """
-        starts = range(size, min(len(self._data), SAMPLE * size), size)
+        starts = range(size, min(self._length, SAMPLE * size), size)
         seeming = sum(self._begins_page(start, size) for start in starts)
         return seeming / len(starts) if seeming >= FEW else None
 
     def _begins_page(self, start: int, size: int) -> bool:
         """Whether a page of a b-tree begins here: its cells lie behind the list of them, and within the page."""
-        kind, free, cells, content, fragments = struct.unpack(">BHHHB", self._data[start : start + 8].ljust(8, b"\0"))
+        kind, free, cells, content, fragments = struct.unpack(">BHHHB", self._bytes(start, 8).ljust(8, b"\0"))
         first, content = 12 if kind in _INNER_KINDS else 8, content or 65536
         if kind not in _KINDS or not first + 2 * cells <= content <= size or free >= size or fragments > MOST_FRAGMENTS:
             return False
-        listed = self._data[start + first : start + first + 2 * cells]
+        listed = self._bytes(start + first, 2 * cells)
         if not cells or len(listed) < 2 * cells:
             return not cells and content == size
         return all(content <= cell < size for (cell,) in struct.iter_unpack(">H", listed))

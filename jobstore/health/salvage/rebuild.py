@@ -82,7 +82,7 @@ def rebuild(source: Path, target: Path, steps: Sequence[Step], known: str | None
         not_mended |= {name: why for name, why in failed.items() if name.lower() not in ours}
         mended = mend_schema(connection, steps, now)
         done += [*mended.done, *mend_records(connection, steps, now), *mend_identity(connection, known)]
-        rows = mend_rows(connection, now)
+        rows = mend_rows(connection, steps, now)
         connection.execute("COMMIT")
         connection.execute("PRAGMA journal_mode=WAL").fetchall()
     problems = [*mended.not_mended, *not_mended.values(), *rows.not_mended]
