@@ -245,6 +245,8 @@ class Writer:
                 if connection.closed or await self._was_in_its_own_way(connection, error):
                     lost += 1
                     continue  # nothing of it was committed
+                if _is_refused_as_read_only(error):
+                    await connection.close()  # the next one is made to whatever is the primary by then
                 raise
             changed = await self._end(connection, tells=tells, wakes=wakes)
             if changed is not None:
@@ -363,6 +365,11 @@ class Writer:
 
     def _mark(self) -> dict[str, Any]:
         return {"writer_id": self._id, "batch": self._batch, "now": self._clock()}
+
+
+def _is_refused_as_read_only(error: BaseException) -> bool:
+    reason = translate(error.error) if isinstance(error, TransactionFailed) else error
+    return isinstance(reason, ReadOnlyDatabase)
 
 
 def _final(error: psycopg.Error, waited: float) -> Exception:

@@ -8,10 +8,11 @@ import socket
 import time
 from collections.abc import AsyncIterator
 
+import psycopg
 import pytest
 from psycopg import AsyncConnection
 
-from jobstore import Claim, ConnectionLost, JobStore, StoreClosed
+from jobstore import Claim, ConnectionLost, JobStore, ReadOnlyDatabase, StoreClosed
 from jobstore.engines import postgres as engine_module
 from jobstore.operations import leasing
 from jobstore.sql import Operation, execute, fetch_one, guarded
@@ -283,3 +284,25 @@ async def test_a_worker_whose_network_was_cut_finds_out_that_its_lease_was_lost_
         await running
         assert (await other.jobs.get(job.id)).response == "the other's"
     assert "attempt 1 lease lost, result dropped" in caplog.text
+
+
+async def test_a_store_finds_its_way_back_from_a_server_that_took_no_writes(
+    fresh_database: str, postgres_server: str
+) -> None:
+    """As after a failover: a session that was begun on the one that may only be read stays so."""
+    async with JobStore(fresh_database, migrate=True) as store:
+        [row] = await store.execute("SELECT current_database() AS name")
+        acts = [lambda: enqueue(store), lambda: store.execute("CREATE TABLE IF NOT EXISTS counted (number INTEGER)")]
+        for act in acts:
+            with psycopg.connect(postgres_server, autocommit=True) as connection:
+                connection.execute(f"ALTER DATABASE {row['name']} SET default_transaction_read_only = on")
+            await terminate(fresh_database)
+            for refused in acts:
+                with pytest.raises(ReadOnlyDatabase, match="connect to the primary"):
+                    await refused()
+            with pytest.raises(ReadOnlyDatabase):
+                await act()  # so that the last session was refused by this one
+            with psycopg.connect(postgres_server, autocommit=True) as connection:
+                connection.execute(f"ALTER DATABASE {row['name']} RESET default_transaction_read_only")
+            await act()
+        assert await store.jobs.count() == 1
