@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import shlex
 import sqlite3
 import stat
@@ -105,15 +106,16 @@ class SQLiteEngine:
             raise
 
     async def _open(self, check: MakeOperation[[], None]) -> None:
-        await self._writer.connect()
         try:
+            await finish(self._writer.connect())
             await asyncio.shield(self._writer.submit(_check_and_prepare, check(self.clock())))
             await in_thread(self._share.keep)
             # From here on: what others commit before the first look of a waiter must not pass for known.
             await asyncio.shield(self._writer.submit(self._transactions.saw_foreign_commit))
             await in_thread(self._doorbell.open)
         except BaseException:
-            await self._writer.disconnect()
+            # To the end: until the file is closed, nobody may put another in its place.
+            await finish(self._writer.disconnect())
             raise
 
     async def close(self) -> None:
@@ -400,7 +402,7 @@ def _connect_reader(path: Path) -> sqlite3.Connection:
 def _connect(path: Path, mode: Literal["rw", "ro"]) -> sqlite3.Connection:
     # Transactions are begun explicitly, so isolation_level is None from the start; a forgotten connection
     # is closed by another thread than its own, so the check for that is off.
-    uri = f"file:{quote(str(path))}?mode={mode}"
+    uri = f"file:{quote(os.fsencode(path))}?mode={mode}"
     try:
         return sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False, cached_statements=512)
     except sqlite3.Error as error:

@@ -377,6 +377,18 @@ async def test_closing_a_default_store_that_never_opened_does_nothing() -> None:
         await jobstore.ensure_connection()
 
 
+async def test_closing_that_is_cancelled_closes_the_default_store_all_the_same(default_database: Path | str) -> None:
+    await migrate(default_database)
+    asking = asyncio.create_task(jobstore.ensure_connection())
+    await asyncio.sleep(0)
+    closing = asyncio.create_task(jobstore.close_database())
+    await asyncio.sleep(0)
+    closing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await closing
+    assert not (await asking).is_open
+
+
 async def test_after_closing_the_default_store_a_new_one_is_opened(default_database: Path | str) -> None:
     await migrate(default_database)
     first = await jobstore.ensure_connection()
