@@ -252,8 +252,10 @@ def _read(url: str, name: str) -> str:
         parameters = None
     if parameters is None:
         raise InvalidArgument("url", f"is no PostgreSQL URL: {_complaint(name)}")
+    # Of several hosts, the one that takes writes: whichever of them is the primary by then.
+    several = {"target_session_attrs": "read-write"} if "," in str(parameters.get("host", "")) else {}
     # Whatever PGCLIENTENCODING says, or the database's own encoding: only so can every text be sent.
-    return make_conninfo("", **{**_DEFAULTS, **parameters, "client_encoding": "UTF8"})
+    return make_conninfo("", **{**_DEFAULTS, **several, **parameters, "client_encoding": "UTF8"})
 
 
 def _complaint(name: str) -> str:

@@ -7,6 +7,7 @@ import os
 import socket
 import time
 from collections.abc import AsyncIterator
+from urllib.parse import quote, urlsplit, urlunsplit
 
 import psycopg
 import pytest
@@ -306,3 +307,18 @@ async def test_a_store_finds_its_way_back_from_a_server_that_took_no_writes(
                 connection.execute(f"ALTER DATABASE {row['name']} RESET default_transaction_read_only")
             await act()
         assert await store.jobs.count() == 1
+
+
+async def test_of_several_hosts_the_one_that_takes_writes_is_used(fresh_database: str) -> None:
+    read_only = "-cdefault_transaction_read_only=on"
+    async with Proxy(fresh_database).listening() as standby, Proxy(fresh_database).listening() as primary:
+        primary.hides = read_only.encode()
+        parts, (_, _, other) = urlsplit(standby.url), urlsplit(primary.url).netloc.rpartition("@")
+        query = f"{parts.query}&options={quote(read_only)}"
+        url = urlunsplit(parts._replace(netloc=f"{parts.netloc},{other}", query=query))
+        async with JobStore(url, migrate=True) as store:
+            await enqueue(store)
+            standby.hides, primary.hides = primary.hides, b""  # they change places
+            await terminate(fresh_database)
+            await enqueue(store)
+            assert await store.jobs.count() == 2
