@@ -37,8 +37,8 @@ DIALECT = Dialect(
     " WHERE table_schema = current_schema() AND table_name = :table ORDER BY ordinal_position",
 )
 
-CHANNEL = "'jobstore:' || current_schema()"
-"""What processes listen on, as SQL."""
+CHANNEL = "('jobstore:' || current_schema())::name::text"
+"""What processes listen on, as SQL: a name, which the server cuts off at 63 bytes."""
 SERIALIZABLE = "BEGIN ISOLATION LEVEL SERIALIZABLE"
 READ_COMMITTED = "BEGIN ISOLATION LEVEL READ COMMITTED"
 SNAPSHOT = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
