@@ -13,9 +13,8 @@ import psycopg
 import pytest
 from psycopg import AsyncConnection
 
-from jobstore import ConnectionLost, DatabaseBusy, DatabaseError, Job, JobStore, NewJob, StatementFailed, drive
+from jobstore import ConnectionLost, DatabaseBusy, DatabaseError, Job, JobStore, NewJob, StatementFailed
 from jobstore.engines import postgres as engine_module
-from jobstore.engines import postgres_listener as listener_module
 from jobstore.engines.base import Request
 from jobstore.engines.postgres import ASIDE
 from jobstore.models import Text
@@ -29,7 +28,6 @@ from tests.conformance.support import eventually
 
 from .postgres_proxy import COMMIT, Proxy, When
 from .postgres_support import (
-    HOUR,
     SHORT,
     Load,
     backend_pid,
@@ -185,26 +183,6 @@ async def test_what_changes_nothing_wakes_nobody(
         await store.kv.set("theme", "dark")
         heard = [told.payload.partition(":")[2] async for told in listening.notifies(stop_after=1)]
     assert heard == ["change"]
-
-
-async def test_what_happens_in_a_schema_of_the_longest_name_is_heard(
-    fresh_database: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(listener_module, "POLL_LISTENING", HOUR)  # which would find it as well
-    name = "m" * 63
-    async with await AsyncConnection.connect(fresh_database, autocommit=True) as connection:
-        await connection.execute(f"CREATE SCHEMA {name}".encode())
-    url = postgres.in_schema(fresh_database, name)
-    new = NewJob(prompt="p", task_type="task", api_type="api")
-    async with JobStore(url, migrate=True) as store, JobStore(url) as other:
-        seen = await other.jobs.wake()
-        await enqueue(store)
-        seen, before = await other.jobs.wake(since=seen), seen
-        assert seen != before
-        async with await AsyncConnection.connect(url) as connection:
-            await drive(connection, jobs.enqueue_new(store.jobs._backend.engine.clock(), new))
-        assert await other.jobs.wake(since=seen) != seen
-        assert await store.jobs.count() == 2
 
 
 # Connections that are lost
