@@ -31,6 +31,7 @@ async def drive(connection: Any, operation: Operation[T]) -> T:  # noqa: ANN401 
     Args:
         connection: A psycopg `AsyncConnection`, a `sqlite3.Connection` or an `aiosqlite.Connection` on the store's
             database, or SQLAlchemy's `AsyncConnection` on psycopg or aiosqlite. With `sqlite3` itself the call blocks.
+            SQLite looks whether a job's session exists only where `PRAGMA foreign_keys=ON` was said before.
         operation: Made with the present time in milliseconds, as `jobstore.enqueue(now, …)` is.
 
     Raises:
@@ -44,13 +45,16 @@ async def drive(connection: Any, operation: Operation[T]) -> T:  # noqa: ANN401 
         ...     await drive(connection, enqueue(system_clock(), new))
     """
     held = await _unwrapped(connection)
-    if isinstance(held, sqlite3.Connection | aiosqlite.Connection):
-        with _our_errors():
-            if isinstance(held, aiosqlite.Connection) and held is not connection and not _is_in_transaction(held):
-                await _begin(held)
-            _require(_is_in_transaction(held))
-            with _plain_rows(held):
-                return await _drive_on_sqlite(held, operation)
+    if isinstance(held, sqlite3.Connection):
+        _require(_is_in_transaction(held))
+        with _as_ours(held):
+            return _drive_sqlite(held, operation)
+    if isinstance(held, aiosqlite.Connection):
+        _require(held is not connection or _is_in_transaction(held))
+        with _as_ours(held):
+            if not held.in_transaction:  # SQLAlchemy has begun it by its own account: SQLite hears at the first write
+                await held.execute("BEGIN IMMEDIATE")
+            return await _drive_aiosqlite(held, operation)
     if _is_psycopg(held):
         return await _drive_psycopg(held, operation)
     operation.close()
@@ -73,22 +77,15 @@ def _is_psycopg(connection: object) -> TypeGuard[psycopg.AsyncConnection[Any]]:
 
 
 @contextlib.contextmanager
-def _our_errors() -> Iterator[None]:
-    """Say in our words what sqlite3 refused: a connection of another thread, for one."""
-    try:
-        yield
-    except sqlite3.Error as error:
-        failure = sqlite_driver.failure_of(error)
-        raise failure from failure.__cause__
-
-
-@contextlib.contextmanager
-def _plain_rows(connection: sqlite3.Connection | aiosqlite.Connection) -> Iterator[None]:
-    """Let rows be tuples and texts be str meanwhile, whatever the user's own queries give."""
+def _as_ours(connection: sqlite3.Connection | aiosqlite.Connection) -> Iterator[None]:
+    """Let rows be tuples and texts be str meanwhile, whatever the user's own queries give, and errors be ours."""
     factories = connection.row_factory, connection.text_factory
     connection.row_factory, connection.text_factory = None, str
     try:
         yield
+    except sqlite3.Error as error:  # such as that it is another thread's
+        failure = sqlite_driver.failure_of(error)
+        raise failure from failure.__cause__
     finally:
         connection.row_factory, connection.text_factory = factories
 
@@ -99,20 +96,9 @@ def _is_in_transaction(connection: sqlite3.Connection | aiosqlite.Connection) ->
     return False
 
 
-async def _begin(connection: aiosqlite.Connection) -> None:
-    """Begin the transaction that SQLAlchemy has begun by its own account: SQLite hears of it at the first write."""
-    await connection.execute("BEGIN IMMEDIATE")
-
-
 def _require(in_transaction: bool) -> None:  # noqa: FBT001
     if not in_transaction:
         raise InvalidArgument("connection", "must be in a transaction: begin one, and commit it after this call")
-
-
-async def _drive_on_sqlite(connection: sqlite3.Connection | aiosqlite.Connection, operation: Operation[T]) -> T:
-    if isinstance(connection, aiosqlite.Connection):
-        return await _drive_aiosqlite(connection, operation)
-    return _drive_sqlite(connection, operation)
 
 
 def _drive_sqlite(connection: sqlite3.Connection, operation: Operation[T]) -> T:

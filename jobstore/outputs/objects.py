@@ -293,10 +293,8 @@ class ObjectOutputs(Outputs):
         except BaseException as error:
             if type(error).__name__ != "PanicException":  # which is no Exception: the library has given up
                 raise
-            advice = "such as AWS_ENDPOINT: is each a whole URL, as https://host:9000 is?"
-            raise OutputError(
-                f"{self.url} cannot be used: look at the addresses in the environment, {advice}"
-            ) from None
+            advice = "is each address in the environment a whole URL, as AWS_ENDPOINT=https://host:9000?"
+            raise OutputError(f"{self.url} cannot be used: {advice}") from None
 
     def _failure(self, error: Exception, path: str | None) -> OutputError | DiskFull:
         codes = _codes(error)
