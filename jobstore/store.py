@@ -395,9 +395,13 @@ async def close_database() -> None:
     """Close the process's default store of this event loop. Without one, it does nothing."""
     opening = _default_stores.pop(asyncio.get_running_loop(), None)
     if opening is not None:
-        await asyncio.wait([opening])
-        if _is_open(opening):
-            await opening.result().close()
+        await finish(_close_opened(opening))
+
+
+async def _close_opened(opening: asyncio.Task[JobStore]) -> None:
+    await asyncio.wait([opening])
+    if _is_open(opening):
+        await opening.result().close()
 
 
 def _is_open(opening: asyncio.Task[JobStore]) -> bool:

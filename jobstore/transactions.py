@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
 import sys
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar
 
 import aiosqlite
@@ -29,10 +31,11 @@ async def drive(connection: Any, operation: Operation[T]) -> T:  # noqa: ANN401 
     Args:
         connection: A psycopg `AsyncConnection`, a `sqlite3.Connection` or an `aiosqlite.Connection` on the store's
             database, or SQLAlchemy's `AsyncConnection` on psycopg or aiosqlite. With `sqlite3` itself the call blocks.
+            SQLite looks whether a job's session exists only where `PRAGMA foreign_keys=ON` was said before.
         operation: Made with the present time in milliseconds, as `jobstore.enqueue(now, …)` is.
 
     Raises:
-        InvalidArgument: It is no such connection, or no transaction is open on it.
+        InvalidArgument: It is no such connection, or no transaction is open on it, or it is in psycopg's pipeline mode.
         DatabaseError: The database refused a statement.
 
     Example:
@@ -43,13 +46,15 @@ async def drive(connection: Any, operation: Operation[T]) -> T:  # noqa: ANN401 
     """
     held = await _unwrapped(connection)
     if isinstance(held, sqlite3.Connection):
-        _require(held.in_transaction)
-        return _drive_sqlite(held, operation)
+        _require(_is_in_transaction(held))
+        with _as_ours(held):
+            return _drive_sqlite(held, operation)
     if isinstance(held, aiosqlite.Connection):
-        if held is not connection and not held.in_transaction:
-            await _begin(held)
-        _require(held.in_transaction)
-        return await _drive_aiosqlite(held, operation)
+        _require(held is not connection or _is_in_transaction(held))
+        with _as_ours(held):
+            if not held.in_transaction:  # SQLAlchemy has begun it by its own account: SQLite hears at the first write
+                await held.execute("BEGIN IMMEDIATE")
+            return await _drive_aiosqlite(held, operation)
     if _is_psycopg(held):
         return await _drive_psycopg(held, operation)
     operation.close()
@@ -71,13 +76,24 @@ def _is_psycopg(connection: object) -> TypeGuard[psycopg.AsyncConnection[Any]]:
     return library is not None and isinstance(connection, library.AsyncConnection)
 
 
-async def _begin(connection: aiosqlite.Connection) -> None:
-    """Begin the transaction that SQLAlchemy has begun by its own account: SQLite hears of it at the first write."""
+@contextlib.contextmanager
+def _as_ours(connection: sqlite3.Connection | aiosqlite.Connection) -> Iterator[None]:
+    """Let rows be tuples and texts be str meanwhile, whatever the user's own queries give, and errors be ours."""
+    factories = connection.row_factory, connection.text_factory
+    connection.row_factory, connection.text_factory = None, str
     try:
-        await connection.execute("BEGIN IMMEDIATE")
-    except sqlite3.Error as error:
+        yield
+    except sqlite3.Error as error:  # such as that it is another thread's
         failure = sqlite_driver.failure_of(error)
         raise failure from failure.__cause__
+    finally:
+        connection.row_factory, connection.text_factory = factories
+
+
+def _is_in_transaction(connection: sqlite3.Connection | aiosqlite.Connection) -> bool:
+    with contextlib.suppress(sqlite3.ProgrammingError, ValueError):  # closed
+        return connection.in_transaction
+    return False
 
 
 def _require(in_transaction: bool) -> None:  # noqa: FBT001
@@ -89,11 +105,12 @@ def _drive_sqlite(connection: sqlite3.Connection, operation: Operation[T]) -> T:
     connection.execute("SAVEPOINT jobstore")
     try:
         value = sqlite_driver.drive(connection, operation)
-    except sqlite_driver.RolledBack as reason:  # with all of the user's transaction
-        raise reason.error from reason.__cause__
-    except BaseException:
-        connection.execute("ROLLBACK TO jobstore")
-        connection.execute("RELEASE jobstore")
+    except BaseException as reason:
+        if connection.in_transaction:  # else SQLite has ended it, with all of the user's
+            connection.execute("ROLLBACK TO jobstore")
+            connection.execute("RELEASE jobstore")
+        if isinstance(reason, sqlite_driver.RolledBack):
+            raise reason.error from reason.__cause__
         raise
     connection.execute("RELEASE jobstore")
     return value
@@ -124,7 +141,11 @@ async def _drive_statements(connection: aiosqlite.Connection, operation: Operati
             try:
                 result = await _run(connection, statement)
             except (sqlite3.Error, ValueError, OverflowError, InvalidArgument) as error:
-                statement = operation.throw(sqlite_driver.failure_of(error))
+                failure = sqlite_driver.failure_of(error)
+                if not connection.in_transaction:  # SQLite has ended it: what came next would be committed by itself
+                    operation.close()
+                    raise failure from failure.__cause__
+                statement = operation.throw(failure)
             else:
                 statement = operation.send(result)
     except StopIteration as stop:
@@ -154,10 +175,12 @@ def _fetched(cursor: aiosqlite.Cursor, rows: list[Any], fetch: str) -> Any:  # n
 
 
 async def _drive_psycopg(connection: psycopg.AsyncConnection[Any], operation: Operation[T]) -> T:
-    from psycopg.pq import TransactionStatus  # noqa: PLC0415 - needs the extra
+    from psycopg.pq import PipelineStatus, TransactionStatus  # noqa: PLC0415 - needs the extra
 
     from jobstore.engines import postgres_driver  # noqa: PLC0415 - needs the extra
 
     status = connection.info.transaction_status
     _require(status == TransactionStatus.INTRANS or (status == TransactionStatus.IDLE and not connection.autocommit))
+    if connection.pgconn.pipeline_status != PipelineStatus.OFF:
+        raise InvalidArgument("connection", "must not be in pipeline mode: an operation needs each result at once")
     return await postgres_driver.drive_for(connection, operation)

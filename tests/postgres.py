@@ -44,13 +44,24 @@ class OwnServer:
 
     def crash_and_restart(self) -> None:
         """End it without any tidying up, as a power cut would, and start it again; it recovers from its log."""
-        data, log = str(self._server.pgdata), str(self._server.log)
-        _run_patiently(
-            "pg_ctl",
-            ("-w", "-m", "immediate", "-l", log, "-D", data, "restart"),
-            bin_path=self._server.bin_path,
-            user=self._server.system_user,
-        )
+        self._run("pg_ctl", "-w", "-m", "immediate", "-l", self._server.log, "-D", self.data, "restart")
+
+    @contextmanager
+    def standby(self, folder: Path) -> Iterator[Path]:
+        """Start another server that follows this one and takes no writes; yield the folder of its socket."""
+        folder.chmod(0o777)  # servers do not run as root
+        data = folder / "data"
+        self._run("pg_basebackup", "-h", self.data, "-U", "postgres", "-D", data, "-R", "-c", "fast")
+        options = f"-k {folder} -c listen_addresses="
+        self._run("pg_ctl", "-w", "-l", folder / "log", "-D", data, "-o", options, "start")
+        try:
+            yield folder
+        finally:
+            self._run("pg_ctl", "-w", "-m", "immediate", "-D", data, "stop")
+
+    def _run(self, program: str, *args: object) -> None:
+        words = tuple(map(str, args))
+        _run_patiently(program, words, bin_path=self._server.bin_path, user=self._server.system_user)
 
 
 @contextmanager
@@ -91,11 +102,12 @@ def _one_at_a_time() -> FileLock:
 
 
 @contextmanager
-def new_database(server: str) -> Iterator[str]:
+def new_database(server: str, options: str = "") -> Iterator[str]:
     """Yield the URL of a new database, which is removed at the end."""
     name = f"test_{uuid4().hex}"
     with psycopg.connect(server, autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE {name} TEMPLATE template0")  # to which nobody is connected
+        # The template is one to which nobody is connected.
+        connection.execute(f"CREATE DATABASE {name} TEMPLATE template0 {options}")
         try:
             yield urlunsplit(urlsplit(server)._replace(path=f"/{name}"))
         finally:

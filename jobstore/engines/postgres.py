@@ -317,8 +317,9 @@ class PostgresEngine:
 
     async def _find_channel(self, connection: Connection) -> None:
         cursor = await connection.execute(
-            "SELECT current_schema() AS schema, (SELECT nspname FROM pg_class JOIN pg_namespace AS space"
-            " ON space.oid = relnamespace WHERE pg_class.oid = to_regclass('migrations')) AS found"
+            f"SELECT current_schema() AS schema, {driver.CHANNEL} AS channel,"
+            " (SELECT nspname FROM pg_class JOIN pg_namespace AS space ON space.oid = relnamespace"
+            " WHERE pg_class.oid = to_regclass('migrations')) AS found"
         )
         [row] = await cursor.fetchall()
         if row["schema"] is None:
@@ -328,7 +329,7 @@ class PostgresEngine:
                 f"the tables that {self._server.name} sees are in schema {row['found']}, but {row['schema']} comes "
                 "first in its search_path: run the migrations for it, or name the other alone"
             )
-        self._channel = f"jobstore:{row['schema']}"
+        self._channel = row["channel"]
 
     def _commit(self, batch: list[Request]) -> asyncio.Future[Committed]:
         loop = asyncio.get_running_loop()

@@ -37,8 +37,8 @@ DIALECT = Dialect(
     " WHERE table_schema = current_schema() AND table_name = :table ORDER BY ordinal_position",
 )
 
-CHANNEL = "'jobstore:' || current_schema()"
-"""What processes listen on, as SQL."""
+CHANNEL = "('jobstore:' || current_schema())::name::text"
+"""What processes listen on, as SQL: a name, which the server cuts off at 63 bytes."""
 SERIALIZABLE = "BEGIN ISOLATION LEVEL SERIALIZABLE"
 READ_COMMITTED = "BEGIN ISOLATION LEVEL READ COMMITTED"
 SNAPSHOT = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
@@ -49,7 +49,7 @@ _REFUSED = frozenset(
 )
 _READING = ("SELECT", "SHOW", "VALUES", "EXPLAIN")
 _WRITING = re.compile(r"\b(?:INSERT|UPDATE|DELETE|MERGE)\b", re.IGNORECASE)
-_SPACE = re.compile(r"(?:[\s;]|--[^\n]*(?:\n|$)|/\*.*?(?:\*/|$))*", re.DOTALL)
+_SPACE = re.compile(r"(?:[\s;]|--[^\n\r]*|/\*.*?(?:\*/|$))*", re.DOTALL)
 _WORD = re.compile(r"[A-Za-z]*")
 
 
@@ -320,13 +320,17 @@ def _checked(query: Query, parameters: Mapping[str, Any]) -> Bound:
 
 
 async def _send(connection: AsyncConnection[Any], statement: Statement) -> list[Cursor]:
-    """Send a statement through psycopg, without waiting for its result if the connection is in a pipeline of its."""
+    """Send a statement through psycopg, without waiting for its result if the connection is in a pipeline of its.
+
+    With a parameter, be it one that nothing asks for, psycopg uses the protocol that takes one statement alone: else
+    a COMMIT might stand behind the first.
+    """
     sent = []
     try:
         for bound in _bound(statement):
             cursor = AsyncRawCursor(connection, row_factory=dict_row)
             configure(cursor)
-            sent.append(await cursor.execute(bound.query.text, bound.values))
+            sent.append(await cursor.execute(bound.query.text, bound.values or [0]))
     except (ValueError, OverflowError) as error:
         reason = type(error).__name__
     else:

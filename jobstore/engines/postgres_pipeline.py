@@ -28,7 +28,7 @@ MAX_PREPARED = 100
 """Statements that one connection keeps prepared; beyond, it forgets all of them and begins anew."""
 
 TOKEN = re.compile(
-    r"""\b[eE]'(?:[^'\\]|''|\\.)*' | '(?:[^']|'')*' | "(?:[^"]|"")*" | --[^\n]* | /\*.*?\*/ | \$(\w*)\$.*?\$\1\$ |
+    r"""\b[eE]'(?:[^'\\]|''|\\.)*' | '(?:[^']|'')*' | "(?:[^"]|"")*" | --[^\n\r]* | /\*.*?\*/ | \$(\w*)\$.*?\$\1\$ |
     :: | :([A-Za-z_]\w*)""",
     re.DOTALL | re.VERBOSE,
 )

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, TypeVar
 import psycopg
 import psycopg_pool
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
-from psycopg.rows import RowFactory, dict_row, scalar_row
+from psycopg.rows import RowFactory, dict_row
 
 from jobstore.clock import Clock
 from jobstore.engines.postgres_driver import configure
@@ -51,6 +51,8 @@ _DEFAULTS: dict[str, str | int | None] = {
 # Nothing but `run_together` prepares statements: behind a pooler, the next transaction's session knows nothing of them.
 _OPTIONS: dict[str, Any] = {"autocommit": True, "prepare_threshold": None}
 
+_SETTINGS = "current_setting('search_path') AS search_path, current_setting('server_encoding') AS encoding"
+
 _SEARCH_PATH = re.compile(r"(?:-c\s*|--)search[_-]path=((?:\\.|[^\s\\])*)", re.IGNORECASE)
 """In `options`, which the server takes as if from a command line."""
 
@@ -86,7 +88,7 @@ class Server:
 
         Raises:
             DatabaseNotFound: There is no such server, database or user, or the password is wrong.
-            SchemaMismatch: The server is too old.
+            SchemaMismatch: The server is too old, or the database's encoding is not UTF-8.
         """
         connection = await self._reach()
         if isinstance(connection, DatabaseNotFound):  # raised out here: psycopg's error holds the password
@@ -108,16 +110,15 @@ class Server:
 
         Raises:
             DatabaseNotFound: There is no such server, database or user, or the password is wrong.
-            SchemaMismatch: The server is too old.
+            SchemaMismatch: The server is too old, or the database's encoding is not UTF-8.
         """
         connection = self._reach_blocking(row_factory)
         if isinstance(connection, DatabaseNotFound):
             raise connection
         try:
             self._refuse_if_old(connection.info.server_version)
-            cursor = connection.cursor(row_factory=scalar_row)
-            [search_path] = cursor.execute("SELECT current_setting('search_path')").fetchall()
-            self._refuse_if_elsewhere(connection.info.options, search_path)
+            [row] = connection.cursor(row_factory=dict_row).execute(f"SELECT {_SETTINGS}").fetchall()
+            self._refuse_if_other(connection.info.options, **row)
         except BaseException:
             connection.close()
             raise
@@ -184,11 +185,11 @@ class Server:
         before = self.host_clock()
         cursor = await connection.execute(
             "SELECT pg_backend_pid() AS pid, (extract(epoch FROM clock_timestamp()) * 1000)::bigint AS now,"
-            " current_setting('search_path') AS search_path"
+            f" {_SETTINGS}"
         )
         [row] = await cursor.fetchall()
         offset = self.offset(before, row["now"])
-        self._refuse_if_elsewhere(connection.info.options, row["search_path"])
+        self._refuse_if_other(connection.info.options, row["search_path"], row["encoding"])
         # A pooler tells its own number for the session, not the server's.
         return Facts(pooled=row["pid"] != connection.info.backend_pid, offset=offset)
 
@@ -205,8 +206,13 @@ class Server:
         if version < MINIMUM_SERVER:
             raise SchemaMismatch(f"{self.name} runs PostgreSQL {version // 10000}: {MINIMUM_SERVER // 10000} is needed")
 
-    def _refuse_if_elsewhere(self, options: str, search_path: str) -> None:
-        """Refuse a session that has another search_path than the one that was asked for: it is another store."""
+    def _refuse_if_other(self, options: str, search_path: str, encoding: str) -> None:
+        """Refuse a database that cannot hold every text, and a search_path that was not asked for: of another store."""
+        if encoding != "UTF8":
+            raise SchemaMismatch(
+                f"the database of {self.name} has the encoding {encoding}, which cannot hold every text: make one with "
+                "CREATE DATABASE … TEMPLATE template0 ENCODING 'UTF8'"
+            )
         asked = _SEARCH_PATH.findall(options)
         if asked and re.sub(r"\\(.)", r"\1", asked[-1]) != search_path:
             raise SchemaMismatch(
@@ -246,7 +252,10 @@ def _read(url: str, name: str) -> str:
         parameters = None
     if parameters is None:
         raise InvalidArgument("url", f"is no PostgreSQL URL: {_complaint(name)}")
-    return make_conninfo("", **{**_DEFAULTS, **parameters})
+    # Of several hosts, the one that takes writes: whichever of them is the primary by then.
+    several = {"target_session_attrs": "read-write"} if "," in str(parameters.get("host", "")) else {}
+    # Whatever PGCLIENTENCODING says, or the database's own encoding: only so can every text be sent.
+    return make_conninfo("", **{**_DEFAULTS, **several, **parameters, "client_encoding": "UTF8"})
 
 
 def _complaint(name: str) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import psycopg
+from psycopg.errors import ReadOnlySqlTransaction
 from uuid_utils import uuid7
 
 from jobstore.clock import Clock
@@ -20,7 +21,14 @@ from jobstore.engines.postgres_errors import is_locked, is_passing, translate
 from jobstore.engines.postgres_pipeline import Bound, Connection, Query, Result, bind, run_together, to_query
 from jobstore.engines.postgres_schema import COUNT_STEPS, SchemaGuard, SchemaInMotion, SchemaMoved
 from jobstore.engines.postgres_server import Facts, Server, settings
-from jobstore.errors import ConnectionLost, DatabaseBusy, DatabaseCorrupt, DiskFailed, ReadOnlyDatabase
+from jobstore.errors import (
+    ConnectionLost,
+    DatabaseBusy,
+    DatabaseCorrupt,
+    DatabaseError,
+    DiskFailed,
+    ReadOnlyDatabase,
+)
 
 BATCH_LOCK_TIMEOUT = 0.1
 """Seconds that a transaction on the shared connection waits for a row that someone else has locked."""
@@ -245,6 +253,9 @@ class Writer:
                 if connection.closed or await self._was_in_its_own_way(connection, error):
                     lost += 1
                     continue  # nothing of it was committed
+                if (refusal := _refusal_to_write(connection, error)) is not None:
+                    await connection.close()  # the next one is made to whatever is the primary by then
+                    raise refusal from refusal.__cause__
                 raise
             changed = await self._end(connection, tells=tells, wakes=wakes)
             if changed is not None:
@@ -363,6 +374,15 @@ class Writer:
 
     def _mark(self) -> dict[str, Any]:
         return {"writer_id": self._id, "batch": self._batch, "now": self._clock()}
+
+
+def _refusal_to_write(connection: Connection, error: BaseException) -> DatabaseError | None:
+    """Return what says that the server takes no writes; of the isolation that a standby cannot give, it does not."""
+    reason = translate(error.error) if isinstance(error, TransactionFailed) else error
+    if isinstance(reason, ReadOnlyDatabase):
+        return reason
+    is_standby = connection.info.parameter_status("in_hot_standby") == "on"
+    return translate(ReadOnlySqlTransaction()) if is_standby else None
 
 
 def _final(error: psycopg.Error, waited: float) -> Exception:

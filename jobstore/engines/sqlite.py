@@ -106,15 +106,16 @@ class SQLiteEngine:
             raise
 
     async def _open(self, check: MakeOperation[[], None]) -> None:
-        await self._writer.connect()
         try:
+            await finish(self._writer.connect())
             await asyncio.shield(self._writer.submit(_check_and_prepare, check(self.clock())))
             await in_thread(self._share.keep)
             # From here on: what others commit before the first look of a waiter must not pass for known.
             await asyncio.shield(self._writer.submit(self._transactions.saw_foreign_commit))
             await in_thread(self._doorbell.open)
         except BaseException:
-            await self._writer.disconnect()
+            # To the end: until the file is closed, nobody may put another in its place.
+            await finish(self._writer.disconnect())
             raise
 
     async def close(self) -> None:

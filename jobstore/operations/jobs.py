@@ -154,7 +154,9 @@ def insert(row: dict[str, Value]) -> Operation[Job]:
             existing = yield from fetch_one(
                 f"SELECT {COLUMNS} FROM background_jobs WHERE idempotency_key = :key", key=key
             )
-            return Job.from_row(_present(existing, str(row["id"])))
+            if existing is None:  # pruned between the two, where others write at the same time
+                return (yield from insert(row))
+            return Job.from_row(existing)
     except ConstraintFailed as error:
         if error.kind == "foreign_key":
             raise SessionNotFound(str(row["session_id"])) from error

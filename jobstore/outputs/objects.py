@@ -290,6 +290,11 @@ class ObjectOutputs(Outputs):
             raise
         except Exception as error:  # noqa: BLE001 - the library raises its own, OSError and ValueError
             raise self._failure(error, path) from _scrubbed(error)
+        except BaseException as error:
+            if type(error).__name__ != "PanicException":  # which is no Exception: the library has given up
+                raise
+            advice = "is each address in the environment a whole URL, as AWS_ENDPOINT=https://host:9000?"
+            raise OutputError(f"{self.url} cannot be used: {advice}") from None
 
     def _failure(self, error: Exception, path: str | None) -> OutputError | DiskFull:
         codes = _codes(error)
@@ -394,7 +399,7 @@ def _codes(error: Exception) -> set[str]:
 
 
 def _scrubbed(error: Exception) -> Exception:
-    """Return an error as a cause to look at, without the body of an answer and without what a URL was asked with."""
+    """Return an error as a cause to look at, without the body of an answer, what a URL was asked with, and by whom."""
     line = str(error).partition("\n")[0]
     line = re.sub(r"(status code: \d{3}[A-Za-z ]*).*", r"\1", line)
-    return type(error)(re.sub(r"\?\S*", "", line))
+    return type(error)(re.sub(r"\?\S*|(?<=//)[^/\s]*@", "", line))

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from jobstore.aio import in_thread
 from jobstore.engines.base import Snapshot
-from jobstore.errors import ConstraintFailed, OutputError, PromotionError
+from jobstore.errors import ConstraintFailed, OutputError, PromotionError, StatementFailed
 from jobstore.operations import promotion
 from jobstore.operations.promotion import TABLES, Key, Table, TextFile, key_of
 from jobstore.outputs import Outputs
@@ -53,11 +53,22 @@ class Copying:
         known = {key_of(table, row): row for row in there}
         fitted = [await self._fitted(row) for row in rows]
         if missing := [row for row in fitted if known.get(key_of(table, row)) != row]:
-            try:
-                await self._pair.target.backend.write(promotion.put, self._run_id, table, names, missing)
-            except ConstraintFailed as error:
-                message = f"the target has {table.name} that the source lacks: choose an empty target"
-                raise PromotionError(message, (table.name,)) from error
+            await self._put(table, names, missing)
+
+    async def _put(self, table: Table, names: Sequence[str], rows: Sequence[Row]) -> None:
+        """Write rows; if one is refused that the target cannot hold, find it."""
+        try:
+            await self._pair.target.backend.write(promotion.put, self._run_id, table, names, rows)
+        except ConstraintFailed as error:
+            message = f"the target has {table.name} that the source lacks: choose an empty target"
+            raise PromotionError(message, (table.name,)) from error
+        except StatementFailed as error:
+            if len(rows) == 1:
+                raise PromotionError(_refused(table, rows[0], error), (table.name,)) from error
+        else:
+            return
+        for row in rows:
+            await self._put(table, names, [row])
 
     async def _fitted(self, row: Row) -> Row:
         """Return a row as the target can hold it, after writing what it cannot."""
@@ -69,6 +80,11 @@ class Copying:
     async def _copy_file(self, file: TextFile) -> None:
         if not await in_thread(copy_text, file, self._pair.source.backend.outputs, self._pair.target_outputs):
             self._damaged.append(file.path)
+
+
+def _refused(table: Table, row: Row, error: StatementFailed) -> str:
+    key = ", ".join(f"{name} {row[name]!r}" for name in table.key)
+    return f"the target cannot hold the row of {table.name} with {key} ({error}): change it in the source"
 
 
 class _SourceDamaged(Exception):

@@ -296,6 +296,7 @@ class JobControl:
             return await pruning.count(self._backend, rule)
         if not secure:
             return await pruning.prune(self._backend, rule)
+        self._backend.check_usable()
         async with self._backend.engine.overwriting():
             pruned = await pruning.prune(self._backend, rule)
         await maintenance.vacuum(self._backend, secure=True)

@@ -87,6 +87,7 @@ class _Turn:
 
 async def sweep(backend: Backend, breathe: Breathe | None = None) -> int:
     """Remove large texts that no row names and that are older than a day; return how many."""
+    backend.check_usable()
     removed = 0
     pages = backend.outputs.old_files()
     # Listed before the database is asked, so a text named meanwhile is found there.
@@ -100,6 +101,7 @@ async def sweep(backend: Backend, breathe: Breathe | None = None) -> int:
 
 async def vacuum(backend: Backend, *, secure: bool = False) -> Vacuumed:
     """Give back all that is free."""
+    backend.check_usable()
     before = await backend.engine.space()
     async with aclosing(backend.engine.vacuum(_TABLES, spare=0, secure=secure)) as steps:
         async for _ in steps:

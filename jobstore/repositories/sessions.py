@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from jobstore.errors import InvalidArgument
-from jobstore.models import Session, dump_json, encode_text, first_problem
+from jobstore.models import Session, check_name, dump_json, first_problem
 from jobstore.operations import files, sessions
 from jobstore.repositories.arguments import check_iterable, identifier, path_text
 from jobstore.repositories.backend import Backend, new_id
@@ -165,7 +165,7 @@ def _columns(fields: dict[str, Any], *, new: bool) -> dict[str, Value]:
     columns = _validated(fields).model_dump(include=None if new else set(fields))
     for name, value in columns.items():
         if isinstance(value, str):
-            encode_text(name, value, InvalidArgument)
+            check_name(name, value, InvalidArgument)
         elif isinstance(value, bool):
             columns[name] = int(value)
     if "model_settings" in columns:

@@ -62,6 +62,7 @@ class TableRepository:
         _check(files, format)
         if texts not in {"reference", "inline"}:
             raise InvalidArgument("texts", 'must be "reference" or "inline"')
+        self._backend.check_usable()
         counts = {}
         async with self._backend.engine.snapshot() as snapshot:
             for name, file in files.items():

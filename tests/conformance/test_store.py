@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -222,6 +223,7 @@ CALLS: dict[str, Callable[[JobStore], Awaitable[object]]] = {
     "wake": lambda it: it.jobs.wake(),
     "wake since": lambda it: it.jobs.wake(since=0),
     "prune": lambda it: it.jobs.prune(older_than=0),
+    "prune securely": lambda it: it.jobs.prune(older_than=0, secure=True),
     "clear": lambda it: it.jobs.clear(["x"]),
     "cancel": lambda it: it.jobs.cancel("x"),
     "read_response": lambda it: it.jobs.read_response("x"),
@@ -232,6 +234,7 @@ CALLS: dict[str, Callable[[JobStore], Awaitable[object]]] = {
     "cached_state": lambda it: it.cached_state.get("/a", "x"),
     "kv": lambda it: it.kv.set("x", 1),
     "migrations": lambda it: it.migrations.applied(),
+    "dump": lambda it: it.tables.dump({"sessions": BytesIO()}),
 }
 
 
@@ -241,6 +244,7 @@ class Parts:
     def __init__(self, store: JobStore) -> None:
         self.jobs, self.sessions, self.files = store.jobs, store.sessions, store.files
         self.cached_state, self.kv, self.migrations = store.cached_state, store.kv, store.migrations
+        self.tables = store.tables
 
 
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
@@ -289,10 +293,11 @@ async def test_closing_waits_for_what_was_accepted(store: JobStore, database: Pa
 
 
 async def test_a_store_belongs_to_the_event_loop_that_opened_it(store: JobStore) -> None:
+    calls = [*CALLS.values(), JobStore.sweep, JobStore.vacuum, JobStore.maintain]
     errors: list[BaseException] = []
 
     async def use() -> None:
-        for call in CALLS.values():
+        for call in calls:
             try:
                 await call(store)
             except JobStoreError as error:
@@ -301,7 +306,7 @@ async def test_a_store_belongs_to_the_event_loop_that_opened_it(store: JobStore)
     thread = threading.Thread(target=asyncio.run, args=(use(),))
     thread.start()
     await asyncio.to_thread(thread.join)
-    assert [type(error) for error in errors] == [StoreClosed] * len(CALLS)
+    assert [type(error) for error in errors] == [StoreClosed] * len(calls)
     assert await store.jobs.count() == 0
 
 
@@ -375,6 +380,18 @@ async def test_closing_a_default_store_that_never_opened_does_nothing() -> None:
     await jobstore.close_database()
     with pytest.raises(DatabaseError):  # and nothing was made
         await jobstore.ensure_connection()
+
+
+async def test_closing_that_is_cancelled_closes_the_default_store_all_the_same(default_database: Path | str) -> None:
+    await migrate(default_database)
+    asking = asyncio.create_task(jobstore.ensure_connection())
+    await asyncio.sleep(0)
+    closing = asyncio.create_task(jobstore.close_database())
+    await asyncio.sleep(0)
+    closing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await closing
+    assert not (await asking).is_open
 
 
 async def test_after_closing_the_default_store_a_new_one_is_opened(default_database: Path | str) -> None:

@@ -10,11 +10,14 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import anyio
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from jobstore import Job, JobStore
-from jobstore.engines.sqlite import SQLiteEngine
+from jobstore import DatabaseInUse, Job, JobStore
+from jobstore.engines.sqlite import Durability, SQLiteEngine, connect_writer
+from jobstore.ownership import exclusive
+from jobstore.sql import Operation
 from jobstore.testing import FakeClock
 
 OnWriter = Callable[[Callable[[sqlite3.Connection], object]], Awaitable[object]]
@@ -186,3 +189,49 @@ async def make(call: str, store: JobStore, acknowledged: list[Job], held: list[s
             await store.kv.set("k", 1)
         case _:
             await store.jobs.list()
+
+
+def have_alone(database: Path) -> None:
+    with exclusive(database, "restore"):
+        pass
+
+
+@pytest.mark.parametrize("connecting", [True, False])
+async def test_opening_that_is_cancelled_holds_its_share_until_the_file_is_closed(
+    database: Path,
+    connecting: bool,  # noqa: FBT001
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Else someone might put another file in its place meanwhile, and closing this one would remove that one's log."""
+    async with JobStore(database, migrate=True):
+        pass
+    held, let_go = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        held.set()
+        let_go.wait()
+
+    def connect(path: Path, durability: Durability) -> sqlite3.Connection:
+        connection = connect_writer(path, durability)
+        hold()
+        return connection
+
+    def check(_now: int) -> Operation[None]:
+        hold()
+        return
+        yield
+
+    if connecting:
+        monkeypatch.setattr("jobstore.engines.sqlite.connect_writer", connect)
+    opening = asyncio.ensure_future(SQLiteEngine(database, FakeClock(), 1, "full").open(check))
+    await asyncio.to_thread(held.wait)
+    for _ in range(3):
+        opening.cancel()
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+    with pytest.raises(DatabaseInUse):
+        await asyncio.to_thread(have_alone, database)
+    let_go.set()
+    with pytest.raises(asyncio.CancelledError):
+        await opening
+    await asyncio.to_thread(have_alone, database)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from collections.abc import Awaitable, Generator
 from pathlib import Path
@@ -172,3 +173,11 @@ def test_threads_of_the_program_that_wait_for_the_store_do_not_stop_it(database:
         return await enqueue(store, "a long prompt")
 
     assert asyncio.run(main()) == ["a long prompt"] * 60
+
+
+async def test_a_folder_whose_name_is_no_text_is_as_good_as_any(tmp_path: Path) -> None:
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    folder.mkdir()
+    async with JobStore(folder / "jobs.db", migrate=True, inline_limit=4) as store:
+        job = await enqueue(store, prompt="longer than that")
+        assert await store.jobs.read_prompt(job.id) == "longer than that"

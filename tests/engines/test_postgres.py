@@ -7,16 +7,20 @@ import random
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import psycopg
 import pytest
 from psycopg import AsyncConnection
 
-from jobstore import ConnectionLost, DatabaseBusy, DatabaseError, JobStore, StatementFailed
+from jobstore import ConnectionLost, DatabaseBusy, DatabaseError, Job, JobStore, NewJob, StatementFailed
 from jobstore.engines import postgres as engine_module
 from jobstore.engines import postgres_listener as listener_module
 from jobstore.engines.base import Request
 from jobstore.engines.postgres import ASIDE
+from jobstore.models import Text
+from jobstore.operations import jobs
+from jobstore.repositories.backend import new_id
 from jobstore.repositories.job_queries import OVERDUE_SLEEP
 from jobstore.sql import Operation, execute, fetch_one, guarded
 from jobstore.testing import FakeClock
@@ -40,6 +44,37 @@ from .postgres_support import (
 )
 
 __all__ = ["database", "proxy", "store", "stranger"]  # fixtures
+
+
+def prune_keyed(database: str) -> None:
+    with psycopg.connect(database, autocommit=True) as connection:
+        connection.execute("DELETE FROM background_jobs WHERE idempotency_key = 'once'")
+
+
+async def test_a_job_that_is_pruned_while_its_key_is_used_again_is_made_anew(store: JobStore, database: str) -> None:
+    first = await enqueue(store, idempotency_key="once")
+    new = NewJob(prompt="p", task_type="task", api_type="api", idempotency_key="once")
+    pruned = False
+
+    @guarded
+    def enqueue_as_it_is_pruned(now: int) -> Operation[Job]:
+        nonlocal pruned
+        operation = jobs.enqueue(now, new_id(), new, Text("p", size=1))
+        result = None
+        while True:
+            try:
+                statement = operation.send(result)
+            except StopIteration as stop:
+                return cast("Job", stop.value)
+            if statement.sql.startswith("SELECT") and not pruned:
+                pruned = True
+                prune_keyed(database)
+            result = yield statement
+
+    second = await store.jobs._backend.write(enqueue_as_it_is_pruned)
+    assert pruned
+    assert second.id != first.id
+    assert (await store.jobs.get(second.id)).idempotency_key == "once"
 
 
 # Rows that someone else has locked

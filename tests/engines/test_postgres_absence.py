@@ -5,16 +5,21 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from urllib.parse import quote, urlsplit, urlunsplit
 
 import pytest
 from psycopg import AsyncConnection
 
-from jobstore import Claim, ConnectionLost, JobStore, StoreClosed
+from jobstore import Claim, ConnectionLost, JobStore, ReadOnlyDatabase, StoreClosed
+from jobstore.databases import find_database
 from jobstore.engines import postgres as engine_module
 from jobstore.operations import leasing
 from jobstore.sql import Operation, execute, fetch_one, guarded
 from jobstore.workers import AttemptEvent, JobContext, Worker
+from tests import postgres
 from tests.conformance.support import eventually
 
 from .postgres_proxy import COMMIT, Proxy, When
@@ -327,3 +332,51 @@ async def test_a_worker_waits_while_the_server_takes_no_writes(
     assert (await store.jobs.wait(job.id, 60)).response == "p"
     worker.stop()
     await running
+
+
+@pytest.fixture
+def servers(public_folder: Path) -> Iterator[tuple[postgres.OwnServer, Path]]:
+    """Return a server and the folder of another's socket, which follows it and takes no writes."""
+    with postgres.own_server() as primary:
+        find_database(primary.url).migrator().run()
+        with primary.standby(public_folder) as standby:
+            yield primary, standby
+
+
+async def test_a_store_that_was_led_to_a_standby_says_so_and_finds_back(
+    servers: tuple[postgres.OwnServer, Path], tmp_path: Path
+) -> None:
+    primary, standby = servers
+    address = tmp_path / ".s.PGSQL.5432"
+
+    async def lead_to(folder: Path) -> None:
+        address.unlink(missing_ok=True)
+        address.symlink_to(folder / address.name)
+        await terminate(primary.url)
+
+    await lead_to(primary.data)
+    async with JobStore(f"postgresql://postgres@/postgres?host={tmp_path}") as store:
+        acts = [lambda: enqueue(store), lambda: store.execute("CREATE TABLE IF NOT EXISTS counted (number INTEGER)")]
+        for last in acts:
+            await lead_to(standby)
+            for act in (*acts, last):
+                with pytest.raises(ReadOnlyDatabase, match="connect to the primary"):
+                    await act()
+            await lead_to(primary.data)
+            await last()
+        assert await store.jobs.count() == 1
+
+
+async def test_of_several_hosts_the_one_that_takes_writes_is_used(fresh_database: str) -> None:
+    read_only = "-cdefault_transaction_read_only=on"
+    async with Proxy(fresh_database).listening() as standby, Proxy(fresh_database).listening() as primary:
+        primary.hides = read_only.encode()
+        parts, (_, _, other) = urlsplit(standby.url), urlsplit(primary.url).netloc.rpartition("@")
+        query = f"{parts.query}&options={quote(read_only)}"
+        url = urlunsplit(parts._replace(netloc=f"{parts.netloc},{other}", query=query))
+        async with JobStore(url, migrate=True) as store:
+            await enqueue(store)
+            standby.hides, primary.hides = primary.hides, b""  # they change places
+            await terminate(fresh_database)
+            await enqueue(store)
+            assert await store.jobs.count() == 2

@@ -229,6 +229,25 @@ async def test_a_server_that_is_too_old_is_refused(postgres_server: str, monkeyp
     assert "99 is needed" in str(error)
 
 
+@pytest.mark.parametrize("encoding", ["SQL_ASCII", "LATIN1"])
+async def test_a_database_that_cannot_hold_every_text_is_refused(postgres_server: str, encoding: str) -> None:
+    with postgres.new_database(postgres_server, f"TEMPLATE template0 ENCODING '{encoding}' LOCALE 'C'") as url:
+        error = await refusal_of(url)
+    assert isinstance(error, SchemaMismatch)
+    assert f"the encoding {encoding}" in str(error)
+    assert "ENCODING 'UTF8'" in str(error)
+
+
+async def test_the_encoding_that_other_programs_are_told_to_use_is_not_ours(
+    fresh_database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PGCLIENTENCODING", "LATIN1")
+    async with JobStore(fresh_database, migrate=True) as store:
+        job = await store.jobs.enqueue("€ 😀", task_type="t", api_type="a", metadata={"€": "😀"})
+        read = await store.jobs.get(job.id)
+        assert (read.prompt, read.metadata) == ("€ 😀", {"€": "😀"})
+
+
 async def test_without_the_extra_the_command_that_installs_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     find = importlib.util.find_spec
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sqlite3
-from contextlib import closing
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +17,13 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from jobstore import (
+    ConstraintFailed,
     InvalidArgument,
     Job,
     JobStore,
     NewJob,
     Operation,
+    ReadOnlyDatabase,
     SessionNotFound,
     StatementFailed,
     drive,
@@ -210,3 +214,109 @@ async def refused_all(connection: Any) -> None:  # noqa: ANN401
         await drive(connection, ending_it())
     with pytest.raises(StatementFailed):
         await drive(connection, unstorable())
+
+
+def behind_a_comment() -> Operation[int]:
+    return (yield from execute("-- for PostgreSQL, a comment ends here:\rCOMMIT"))
+
+
+def behind_another_statement() -> Operation[int]:
+    return (yield from execute("INSERT INTO orders (item) VALUES ('by the operation'); COMMIT"))
+
+
+async def test_nothing_ends_a_transaction_of_psycopg_out_of_sight(fresh_database: str) -> None:
+    async with JobStore(fresh_database, migrate=True) as store:
+        await store.execute("CREATE TABLE orders (item TEXT)")
+        async with await psycopg.AsyncConnection.connect(fresh_database) as connection:
+            with pytest.raises(InvalidArgument, match="COMMIT is the store's own business"):
+                await drive(connection, behind_a_comment())
+            with pytest.raises(StatementFailed, match="multiple commands"):
+                await drive(connection, behind_another_statement())
+            await connection.rollback()
+        with pytest.raises(InvalidArgument, match="COMMIT is the store's own business"):
+            await store.run(lambda _now: behind_a_comment())
+        assert await committed(store) == ([], 0)
+
+
+async def test_a_connection_in_pipeline_mode_is_refused(fresh_database: str) -> None:
+    async with (
+        await psycopg.AsyncConnection.connect(fresh_database) as connection,
+        connection.transaction(),
+        connection.pipeline(),
+    ):
+        await refused(connection, "must not be in pipeline mode")
+
+
+def by_name(cursor: sqlite3.Cursor, row: tuple[Any, ...]) -> dict[str, Any]:
+    return dict(zip((column[0] for column in cursor.description), row, strict=True))
+
+
+def once() -> Operation[Job]:
+    return (yield from enqueue(NOW, NewJob(prompt="p", task_type="t", api_type="a", idempotency_key="once")))
+
+
+@pytest.mark.parametrize("rows", [None, sqlite3.Row, by_name])
+async def test_a_connection_may_give_its_user_rows_and_texts_of_any_kind(
+    with_orders: JobStore, database: Path, rows: Callable[..., Any] | None
+) -> None:
+    made = await with_orders.jobs.enqueue("p", task_type="t", api_type="a", idempotency_key="once")
+    with closing(sqlite3.connect(database, isolation_level=None)) as plain:
+        plain.row_factory, plain.text_factory = rows, bytes
+        plain.execute("BEGIN IMMEDIATE")
+        assert await drive(plain, once()) == made
+        assert (plain.row_factory, plain.text_factory) == (rows, bytes)
+    async with aiosqlite.connect(database, isolation_level=None) as threaded:
+        threaded.row_factory, threaded.text_factory = rows, bytes
+        await threaded.execute("BEGIN IMMEDIATE")
+        assert await drive(threaded, once()) == made
+        assert (threaded.row_factory, threaded.text_factory) == (rows, bytes)
+
+
+async def test_a_connection_that_is_closed_or_another_threads_is_refused(database: Path) -> None:
+    with ThreadPoolExecutor(1) as elsewhere:
+        theirs = elsewhere.submit(sqlite3.connect, database, isolation_level=None).result()
+        elsewhere.submit(theirs.execute, "BEGIN").result()
+        with pytest.raises(StatementFailed, match="created in a thread"):
+            await drive(theirs, order())
+        elsewhere.submit(theirs.close).result()
+    await refused(theirs)
+    async with aiosqlite.connect(database) as threaded:
+        pass
+    await refused(threaded)
+
+
+async def test_what_was_done_before_the_database_failed_is_taken_back(with_orders: JobStore, database: Path) -> None:
+    with closing(sqlite3.connect(database, isolation_level=None)) as connection:
+
+        def failing_halfway() -> Operation[Job]:
+            yield from execute("INSERT INTO orders (item) VALUES ('half of it')")
+            connection.execute("PRAGMA query_only=ON")
+            return (yield from order())
+
+        connection.execute("BEGIN IMMEDIATE")
+        connection.execute("INSERT INTO orders (item) VALUES ('by hand')")
+        with pytest.raises(ReadOnlyDatabase):
+            await drive(connection, failing_halfway())
+        connection.execute("PRAGMA query_only=OFF")
+        connection.execute("COMMIT")
+    assert await committed(with_orders) == (["by hand"], 0)
+
+
+def going_on() -> Operation[Job]:
+    with suppress(ConstraintFailed):
+        yield from execute("INSERT OR ROLLBACK INTO lanes (task_type, api_type) VALUES ('t', NULL)")
+    return (yield from order())
+
+
+async def test_an_operation_does_not_go_on_without_its_transaction(with_orders: JobStore, database: Path) -> None:
+    with closing(sqlite3.connect(database, isolation_level=None)) as plain:
+        plain.execute("BEGIN IMMEDIATE")
+        with pytest.raises(ConstraintFailed):
+            await drive(plain, going_on())
+        assert not plain.in_transaction
+    async with aiosqlite.connect(database, isolation_level=None) as threaded:
+        await threaded.execute("BEGIN IMMEDIATE")
+        with pytest.raises(ConstraintFailed):
+            await drive(threaded, going_on())
+        assert not threaded.in_transaction
+    assert await committed(with_orders) == ([], 0)

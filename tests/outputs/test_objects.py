@@ -13,6 +13,7 @@ from threading import Thread
 import pytest
 
 from jobstore import DiskFull, JobStatus, JobStore, JobStoreError, OutputError
+from jobstore.outputs import objects
 from jobstore.outputs.objects import PAGE, SEGMENT_BYTES, ObjectOutputs
 from jobstore.testing import FakeClock
 from tests.conformance.support import SPILLED, claim, enqueue, eventually, files, start, streamed
@@ -338,6 +339,26 @@ async def test_a_missing_bucket_wrong_credentials_and_a_storage_that_is_away_are
     with pytest.raises(OutputError) as refusal:
         await JobStore(database, outputs="az://container/prefix").open()
     check_clear(refusal.value)
+
+
+@pytest.mark.parametrize("endpoint", ["minio:9000", "http://minio:70000"])
+async def test_an_address_that_is_none_is_no_end_of_the_program(
+    database: Path, storage: ObjectStorage, monkeypatch: pytest.MonkeyPatch, endpoint: str
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+    with pytest.raises(OutputError, match="cannot be used"):
+        await JobStore(database, migrate=True, outputs=storage.url).open()
+
+
+async def test_a_password_in_an_address_is_not_told(
+    database: Path, storage: ObjectStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(objects, "RETRIES", 0)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://me:{SECRET}@127.0.0.1:9")
+    with pytest.raises(OutputError, match="check that the storage can be reached") as refusal:
+        await JobStore(database, migrate=True, outputs=storage.url).open()
+    check_clear(refusal.value)
+    assert "http://127.0.0.1:9/" in str(refusal.value.__cause__)
 
 
 class FullStorage(BaseHTTPRequestHandler):

@@ -215,6 +215,20 @@ async def test_a_target_that_holds_anything_is_refused(source: Path, target: str
         assert await store.jobs.count() == 0
 
 
+async def test_a_row_that_the_target_cannot_hold_is_named(source: Path, target: str, target_outputs: Path) -> None:
+    async with JobStore(source) as store:
+        found = await store.sessions.create(name="another", project_directory="/src/app")
+        await store.execute("UPDATE sessions SET search_term = 'SECRET' || char(0) WHERE id = :id", {"id": found.id})
+    named = rf"row of sessions with id '{found.id}' \(.*: change it in the source"
+    with pytest.raises(PromotionError, match=named) as refusal:
+        await there(source, target, target_outputs)
+    assert refusal.value.differences == ("sessions",)
+    assert "SECRET" not in str(refusal.value)
+    async with JobStore(source) as store:
+        await store.sessions.update(found.id, search_term="")
+    assert (await there(source, target, target_outputs)).changed
+
+
 async def test_a_target_that_is_filled_from_another_store_is_refused(
     source: Path, target: str, target_outputs: Path, back: Path
 ) -> None:
