@@ -65,6 +65,8 @@ class Report(NamedTuple):
 
     record: Callable[[], Awaitable[Job]]
     moment: Moment | None = None
+    keeps: bool = True
+    """Whether what was streamed is to lie in the outputs first; not if it is the answer, and as yet only in memory."""
 
 
 class RunningAttempt:
@@ -183,8 +185,9 @@ class RunningAttempt:
         known = self._context.answer
         if answer is None and known.broken is not None:  # what was streamed is none, whatever the handler made of it
             return self._failed(known.broken)
-        complete = partial(jobs.complete, claim, answer, usage=known.usage, metadata=known.metadata or None)
-        return Report(complete, "complete")
+        text = known.unopened() if answer is None else answer
+        complete = partial(jobs.complete, claim, text, usage=known.usage, metadata=known.metadata or None)
+        return Report(complete, "complete", keeps=answer is not None)
 
     def _raised(self, outcome: Outcome) -> Report:
         record = partial(outcome.report, self._terms.store.jobs, self.claim, self._wait(outcome))
@@ -256,7 +259,7 @@ class RunningAttempt:
         for left in reversed(range(REPORT_TRIES)):
             try:
                 with contextlib.suppress(Exception):  # if the stream is the answer, `complete` says so again
-                    await self._context.close()
+                    await self._context.close(keeps=report.keeps)
                 job = await report.record()
             except LeaseLost:
                 self._log(logging.WARNING, "lease lost, result dropped", event="lease_lost")
@@ -275,6 +278,8 @@ class RunningAttempt:
     async def _record_unrecordable(self, error: Exception) -> None:
         """Put a job off whose outcome cannot be recorded, such as an answer that the disk had no room for."""
         what = f"its outcome could not be recorded ({type(error).__name__})"
+        with contextlib.suppress(Exception):
+            await self._context.close()
         try:
             job = await self._terms.store.jobs.fail(self.claim, error, retry_in=self._wait(error))
         except JobStoreError:

@@ -107,12 +107,12 @@ class JobContext:
         """
         await self.store.jobs.progress(self.claim, status_message=status_message, usage=usage, metadata=metadata)
 
-    async def close(self) -> None:
-        """End the streams, make durable what was streamed, and take no more.
+    async def close(self, *, keeps: bool = True) -> None:
+        """End the streams, make durable what was streamed, and take no more, as `AttemptAnswer.close` tells.
 
         The worker calls this when the handler has ended.
         """
-        await self.answer.close()
+        await self.answer.close(keeps=keeps)
 
 
 class SyncJobContext:

@@ -27,12 +27,16 @@ class OutputWriter:
         file: Where to.
         limit: Bytes that it may have.
 
+    Attributes:
+        noted: How many bytes the attempt's row says that it has.
+
     Example:
         >>> async with store.jobs.output(claim) as output:
         ...     await output.write("one piece")
     """
 
     def __init__(self, file: OutputFile, limit: int = MAX_OUTPUT_BYTES) -> None:
+        self.noted = 0
         self._file = file
         self._left = limit
         self._limit = limit
@@ -125,15 +129,20 @@ class OutputWriter:
             if not closing:
                 self._something.clear()
                 self._enough.clear()
-            if data:
-                await in_thread(self._file.append, data)
-                dirty = True
+            dirty = dirty or bool(data)
+            syncs = dirty and (closing or time.monotonic() >= synced_at + SYNC_SECONDS)
+            if data or syncs:
+                await in_thread(self._save, data, syncs=syncs)
             self._drained.set()
-            if dirty and (closing or time.monotonic() >= synced_at + SYNC_SECONDS):
-                await in_thread(self._file.sync)
+            if syncs:
                 synced_at, dirty = time.monotonic(), False
             if closing:
                 return
+
+    def _save(self, data: bytearray, *, syncs: bool) -> None:
+        self._file.append(data)
+        if syncs:
+            self._file.sync()
 
 
 async def _wait(event: asyncio.Event, timeout: float | None) -> None:

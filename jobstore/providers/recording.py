@@ -241,8 +241,6 @@ async def hear_out(
                 recorder.hear(event)
                 if isinstance(event, Sending):
                     await recorder.begin()
-                elif isinstance(event, Responded):
-                    answer.open_soon()  # the first piece is not to wait for it
                 elif isinstance(event, Text):
                     await answer.write_soon(event.text)
                     yield event.text

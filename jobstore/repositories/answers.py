@@ -12,13 +12,14 @@ from jobstore.aio import finish
 from jobstore.errors import AnswerUnfinished, InvalidArgument, LeaseLost
 from jobstore.models import Claim, Usage, encode_text
 from jobstore.outputs import OutputWriter
+from jobstore.outputs.writer import FLUSH_BYTES, FLUSH_SECONDS
 
 if TYPE_CHECKING:
     from jobstore.repositories.job_work import JobWork
 
 
 MAX_EARLY = 1000
-"""Pieces of text that wait for the output to open; that takes some milliseconds."""
+"""Pieces of text that wait in memory until the output is open."""
 
 
 class AttemptAnswer:
@@ -41,8 +42,10 @@ class AttemptAnswer:
         self._jobs = jobs
         self._opening: asyncio.Task[OutputWriter] | None = None
         self._stack = AsyncExitStack()
-        self._early: list[str] = []  # what is written while the output opens
-        self._has_text = False
+        self._early: list[str] = []  # what is written before the output is open
+        self._early_bytes = 0
+        self._due: asyncio.TimerHandle | None = None
+        self._has_text = self._has_ended = False
         self._streams: list[AsyncGeneratorType[str, None]] = []
 
     async def write(self, text: str) -> None:
@@ -59,18 +62,23 @@ class AttemptAnswer:
         await writer.write(text)
 
     async def write_soon(self, text: str) -> None:
-        """Do the same, but without waiting for an output that is just being opened.
+        """Do the same, but open the output only when the text would reach it: a short answer needs none.
 
         Raises:
             InvalidJob: It cannot be stored.
             JobStoreError: As `write` raises, of what was added before.
         """
-        if self.open_soon().done() or len(self._early) >= MAX_EARLY:
+        if (self._opening is not None and self._opening.done()) or len(self._early) >= MAX_EARLY:
             await self.write(text)
             return
-        encode_text("text", text)
+        self._refuse_if_closed()
+        self._early_bytes += len(encode_text("text", text))
         self._has_text = True
         self._early.append(text)
+        if self._early_bytes >= FLUSH_BYTES:
+            self.open_soon()
+        elif self._due is None:
+            self._due = asyncio.get_running_loop().call_later(FLUSH_SECONDS, self.open_soon)
 
     def open_soon(self) -> asyncio.Task[OutputWriter]:
         """Begin to open the output, if that is not done.
@@ -79,10 +87,26 @@ class AttemptAnswer:
             LeaseLost: The answer is closed.
         """
         if self._opening is None or _has_failed(self._opening):
-            if self.closed:  # a handler that was given up is just about to stream its first piece
-                raise LeaseLost(self.claim.job_id, self.claim.attempt)
+            self._refuse_if_closed()
+            self._cancel_due()
             self._opening = asyncio.get_running_loop().create_task(self._open())
         return self._opening
+
+    def _refuse_if_closed(self) -> None:
+        if self.closed:  # a handler that was given up is just about to stream its first piece
+            raise LeaseLost(self.claim.job_id, self.claim.attempt)
+
+    def unopened(self) -> str | None:
+        """Return the whole answer, if nothing of it is in the outputs, nor will be by itself; else None."""
+        self._cancel_due()
+        if self._opening is not None or not (self._has_text or self._has_ended):
+            return None
+        return "".join(self._early)
+
+    def _cancel_due(self) -> None:
+        if self._due is not None:
+            self._due.cancel()
+            self._due = None
 
     async def _open(self) -> OutputWriter:
         writer = await self._stack.enter_async_context(self._jobs.output(self.claim))
@@ -126,6 +150,7 @@ class AttemptAnswer:
     def end(self, usage: Usage | None, metadata: dict[str, Any]) -> None:
         """Note that a model has come to the end of its answer."""
         self.broken = None
+        self._has_ended = True
         self.metadata |= metadata
         if usage is not None:
             self.usage = usage if self.usage is None else self.usage + usage
@@ -135,8 +160,11 @@ class AttemptAnswer:
         self._streams.append(cast("AsyncGeneratorType[str, None]", stream))
         return stream
 
-    async def close(self) -> None:
+    async def close(self, *, keeps: bool = True) -> None:
         """End the streams, make durable what was written, and take no more; whether it could be opened, `flush` tells.
+
+        Args:
+            keeps: Whether what has not come to the outputs is to lie there; the answer itself need not, once recorded.
 
         Raises:
             DiskFull: There is no room for it.
@@ -146,7 +174,10 @@ class AttemptAnswer:
             stream = self._streams.pop()
             if not stream.ag_running:  # else a reader that does not end is still in it
                 await stream.aclose()
+        self._cancel_due()
         self.closed = True
+        if keeps and self._early and self._opening is None:
+            self._opening = asyncio.get_running_loop().create_task(self._open())
         if self._opening is not None:
             await finish(_wait(self._opening))
             _has_failed(self._opening)  # of which who wrote has heard

@@ -76,27 +76,36 @@ class JobEnding:
     async def _complete_streamed(
         self, claim: Claim, usage: Usage | None, changes: dict[str, Any] | None, settled: Sequence[Settled]
     ) -> Job:
-        complete = calls.settling(settled, attempts.complete)
         writer = self._writers.get((claim.job_id, claim.attempt))
-        if writer is not None:
-            await writer.close()
-        attempt = await self._attempt(claim)
-        path = None if attempt is None or attempt.outcome is AttemptOutcome.COMPLETED else attempt.output_file_path
-        if attempt is None or path is None:
-            return await self._backend.write(complete, claim, Text(None), usage, changes, finishing=True)
+        path, reached = await self._streamed(claim, writer)
+        text, inline = Text(None), None
         try:
-            reached = max(attempt.output_bytes or 0, 0 if writer is None else writer.size)
-            text, inline = await in_thread(_measure, self._backend, path, reached)
+            if path is not None:
+                text, inline = await in_thread(_measure, self._backend, path, reached)
         except OutputError:
             again = await self._attempt(claim)
-            if again is None or again.output_file_path == path:
+            if again is not None and again.output_file_path == path:
                 raise
-            # The same call was made twice at once.
-            return await self._complete_streamed(claim, usage, changes, settled)
-        if inline is None:
-            return await self._backend.write(complete, claim, text, usage, changes, finishing=True)
-        move = calls.settling(settled, operations.move_into_row)
-        return await self._complete_inline(move, claim, Text(inline, size=text.size), path, usage, changes)
+            # The same call was made twice at once, and the other has completed the job; or the job is gone.
+        if path is not None and inline is not None:
+            move = calls.settling(settled, operations.move_into_row)
+            job = await self._complete_inline(move, claim, Text(inline, size=text.size), path, usage, changes)
+        else:
+            complete = calls.settling(settled, attempts.complete)
+            job = await self._backend.write(complete, claim, text, usage, changes, finishing=True)
+        if writer is not None:
+            writer.noted = writer.size
+        return job
+
+    async def _streamed(self, claim: Claim, writer: OutputWriter | None) -> tuple[str | None, int]:
+        """Return where an answer was streamed to, None if nowhere, and how many bytes have reached it."""
+        if writer is not None:
+            await writer.close()
+            return writer.path, writer.size
+        attempt = await self._attempt(claim)
+        if attempt is None or attempt.outcome is AttemptOutcome.COMPLETED:
+            return None, 0
+        return attempt.output_file_path, attempt.output_bytes or 0
 
     async def _attempt(self, claim: Claim) -> Attempt | None:
         """Return the attempt's row, by way of the writer: a paid answer must not wait for the pool of readers."""

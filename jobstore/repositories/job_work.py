@@ -229,7 +229,8 @@ class JobWork(JobEnding):
             if self._writers.get((claim.job_id, claim.attempt)) is writer:
                 raise
         finally:
-            await self._backend.write(attempts.close_output, claim, writer.path, writer.size, finishing=True)
+            if writer.size != writer.noted:
+                await self._backend.write(attempts.close_output, claim, writer.path, writer.size, finishing=True)
 
     def _release_soon(self, claims: Sequence[Claim]) -> None:
         if claims:

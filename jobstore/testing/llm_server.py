@@ -108,7 +108,8 @@ class LLMServer:
         server = uvicorn.Server(config)
         server.lifespan = config.lifespan_class(config)
         with contextlib.ExitStack() as undo:
-            listener = undo.enter_context(socket.socket())
+            # asyncio sends at once what is written to a socket of which it knows that it is TCP's.
+            listener = undo.enter_context(socket.socket(proto=socket.IPPROTO_TCP))
             listener.bind(("127.0.0.1", 0))
             await server.startup(sockets=[listener])  # `serve` would also take over the program's signal handlers
             undo.pop_all()

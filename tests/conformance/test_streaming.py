@@ -78,6 +78,44 @@ async def test_complete_inside_the_output_takes_what_was_written_so_far(store: J
 
 
 @pytest.mark.parametrize("text", ["small", SPILLED])
+async def test_completing_inside_the_output_and_leaving_it_is_one_write(store: JobStore, text: str) -> None:
+    claimed = await start(store)
+    async with store.jobs.output(claimed) as output:
+        await output.write(text)
+        before = store.stats().writer.operations
+        await store.jobs.complete(claimed)
+    assert store.stats().writer.operations == before + 1
+    [attempt] = await store.jobs.attempts(claimed.job_id)
+    assert attempt.output_bytes == len(text.encode())
+
+
+@pytest.mark.parametrize("text", ["small", SPILLED])
+async def test_completing_inside_the_output_twice_at_once_gives_both_callers_the_job(
+    store: JobStore, text: str
+) -> None:
+    for _ in range(10):
+        claimed = await start(store)
+        async with store.jobs.output(claimed) as output:
+            await output.write(text)
+            one, two = await asyncio.gather(store.jobs.complete(claimed), store.jobs.complete(claimed))
+            again = await store.jobs.complete(claimed)
+        assert one.status is two.status is again.status is JobStatus.COMPLETED
+        assert await store.jobs.read_response(claimed.job_id) == text
+
+
+async def test_completing_inside_the_output_of_a_job_that_is_gone_is_refused(store: JobStore) -> None:
+    session = await store.sessions.create(name="demo", project_directory="/src/app")
+    claimed = await start(store, session_id=session.id)
+    async with store.jobs.output(claimed) as output:
+        await output.write("small")
+        await store.sessions.delete(session.id)
+        store.jobs._backend.discard([output.path])
+        await eventually(lambda: not files(store))
+        with pytest.raises(LeaseLost):
+            await store.jobs.complete(claimed)
+
+
+@pytest.mark.parametrize("text", ["small", SPILLED])
 async def test_completing_a_stream_twice_at_once_gives_both_callers_the_job(store: JobStore, text: str) -> None:
     for _ in range(10):
         claimed = await start(store)

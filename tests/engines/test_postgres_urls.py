@@ -231,7 +231,7 @@ async def test_a_server_that_is_too_old_is_refused(postgres_server: str, monkeyp
 
 @pytest.mark.parametrize("encoding", ["SQL_ASCII", "LATIN1"])
 async def test_a_database_that_cannot_hold_every_text_is_refused(postgres_server: str, encoding: str) -> None:
-    with postgres.new_database(postgres_server, f"TEMPLATE template0 ENCODING '{encoding}' LOCALE 'C'") as url:
+    with postgres.new_database(postgres_server, f"ENCODING '{encoding}' LOCALE 'C'") as url:
         error = await refusal_of(url)
     assert isinstance(error, SchemaMismatch)
     assert f"the encoding {encoding}" in str(error)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import socket
 import subprocess
 import sys
 
@@ -244,6 +245,19 @@ async def test_several_servers_run_side_by_side_and_signals_stay_with_the_progra
         async with AsyncAnthropic(api_key="any", base_url=two.url) as client:
             assert await ask(client) == "two"
         assert one.requests == []
+
+
+async def test_pieces_leave_as_they_come(server: LLMServer, client: AsyncAnthropic) -> None:
+    """Small ones would be held back otherwise, until the client acknowledges those before: that takes it 40 ms."""
+    server.script(Answer("hello", ending="stall"))
+    stream = await client.messages.create(
+        model=MODEL, max_tokens=100, messages=[{"role": "user", "content": "any"}], stream=True
+    )
+    assert server._server is not None
+    [connection] = server._server.server_state.connections
+    held_by = connection.transport.get_extra_info("socket")
+    assert held_by.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+    await stream.close()
 
 
 async def test_a_server_may_be_entered_again(client: AsyncAnthropic) -> None:

@@ -6,11 +6,13 @@ import asyncio
 import subprocess
 import sys
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
-from jobstore import AnswerUnfinished, DiskFull, JobStatus, JobStore, Usage
+from jobstore import AnswerUnfinished, DiskFull, JobStatus, JobStore, OutputTooLarge, Usage
 from jobstore.providers import ProviderError, Request
+from jobstore.repositories import answers
 from jobstore.repositories.recording import RecordedCall
 from jobstore.testing import Answer, LLMServer, Refusal
 from jobstore.testing.llm_answers import API
@@ -150,12 +152,56 @@ async def test_a_call_that_cannot_be_noted_is_not_sent(store: JobStore, server: 
     assert server.requests == []
 
 
+async def test_a_short_answer_is_recorded_in_three_writes_and_no_file(
+    database: Path, store: JobStore, server: LLMServer, client: object
+) -> None:
+    server.script(Answer("a short answer", chunk_size=4))
+    before = store.stats().writer.operations
+    async with store.jobs.record("Say hello", task_type="greeting", api_type="claude") as call:
+        assert await text_of(call, client) == "a short answer"
+    assert store.stats().writer.operations == before + 3
+    assert (call.job.response, call.job.output_file_path) == ("a short answer", None)
+    assert not Path(f"{database}.outputs").exists()
+
+
+async def test_eight_kilobytes_open_the_output_however_fast_they_come(
+    store: JobStore, server: LLMServer, client: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(answers, "FLUSH_SECONDS", 3600)
+    server.script(Answer("x" * 18_000, chunk_size=1000, ending="stall"))  # after half of it
+    async with store.jobs.record("Say hello", task_type="greeting", api_type="claude") as call:
+        stream = call.stream(client, model="claude-opus-5-5")
+        for _ in range(9):
+            await anext(stream)
+        await eventually(lambda: _reads(store, [call], "x" * 9000))
+
+
+async def test_an_answer_without_a_text_is_an_empty_one(store: JobStore, server: LLMServer, client: object) -> None:
+    server.script(Answer(""))
+    async with store.jobs.record("Say hello", task_type="greeting", api_type="claude") as call:
+        assert await text_of(call, client) == ""
+    assert (call.job.status, call.job.response) == (JobStatus.COMPLETED, "")
+
+
+async def test_a_short_answer_that_cannot_be_recorded_is_kept_as_far_as_possible(
+    database: Path, server: LLMServer, client: object
+) -> None:
+    server.script(Answer("one two three", chunk_size=4))
+    async with JobStore(database, migrate=True, max_output_bytes=10) as store:
+        with pytest.raises(OutputTooLarge):
+            async with store.jobs.record("Say hello", task_type="greeting", api_type="claude") as call:
+                await text_of(call, client)
+        assert (call.job.status, call.job.error_type) == (JobStatus.FAILED, "OutputTooLarge")
+        assert await store.jobs.read_response(call.job.id) == "one two "
+
+
 async def test_an_answer_that_finds_no_room_is_not_completed(
-    store: JobStore, client: object, monkeypatch: pytest.MonkeyPatch
+    store: JobStore, server: LLMServer, client: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(_job_id: str) -> None:
         raise DiskFull
 
+    server.script("x" * 20_000)
     async with store.jobs.record("Say hello", task_type="greeting", api_type="claude") as call:
         monkeypatch.setattr(store.jobs._backend.outputs, "create", refuse)
         with pytest.raises(DiskFull):

@@ -106,6 +106,7 @@ async def test_calls_of_tools_are_in_the_metadata(store: JobStore, server: LLMSe
     done = await store.jobs.get(job.id)
     [call] = done.metadata["tool_calls"]
     assert (call["name"], call["arguments"], done.metadata["finish_reason"]) == ("look", '{"at": "it"}', "tool_calls")
+    assert done.response == ""
     await store.jobs.retry(job.id)
     await work(store, speaker.client)
     assert (await store.jobs.get(job.id)).metadata["tool_calls"] == []
@@ -122,6 +123,28 @@ async def test_a_retry_is_another_row_and_another_file(
     attempts = await store.jobs.attempts(job.id)
     assert [attempt.output_bytes for attempt in attempts] == [None, len("first half "), len("at last")]
     assert await store.jobs.read_response(job.id) == "at last"
+
+
+async def test_a_short_answer_that_cannot_be_recorded_is_kept_as_far_as_possible(
+    database: Path, server: LLMServer, speakers: dict[API, Speaker]
+) -> None:
+    server.script(Answer("one two three", chunk_size=4))
+    async with JobStore(database, migrate=True, max_output_bytes=10) as store:
+        job = await enqueue(store, max_attempts=1)
+        await work(store, speakers["anthropic"].client)
+        failed = await store.jobs.get(job.id)
+        assert (failed.status, failed.error_type) == (JobStatus.FAILED, "OutputTooLarge")
+        assert await store.jobs.read_response(job.id) == "one two "
+
+
+async def test_a_short_answer_is_recorded_without_a_file(
+    database: Path, store: JobStore, server: LLMServer, speakers: dict[API, Speaker]
+) -> None:
+    server.script(Answer("a short answer", chunk_size=4))
+    job = await enqueue(store)
+    await work(store, speakers["anthropic"].client)
+    assert (await store.jobs.get(job.id)).response == "a short answer"
+    assert not Path(f"{database}.outputs").exists()
 
 
 async def test_a_client_of_another_provider_is_not_asked(store: JobStore, server: LLMServer, speaker: Speaker) -> None:
