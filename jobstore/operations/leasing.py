@@ -322,7 +322,8 @@ _NOT_EXPIRED = "AND (candidate.expires_at IS NULL OR candidate.expires_at > :now
 
 def _bound(limit: int) -> int:
     """Return a number that is not below a limit, and that many limits share."""
-    return 1 if limit == 1 else 8 ** math.ceil(math.log(limit, 8))
+    bound: int = 8 ** math.ceil(math.log(limit, 8))
+    return bound
 
 
 @lru_cache(maxsize=256)
@@ -353,7 +354,7 @@ def _claim_sql(task_types: int, api_types: int, bound: int, facts: Dialect, *, u
             status = 'running', attempt = attempt + 1, attempts_used = attempts_used + 1,
             started_at = :now, updated_at = :now, status_message = NULL
     """
-    if facts.lateral:
+    if facts.writes_in_with:
         text = _claim_locked(candidates, " AND ".join(conditions), begin, bound, facts)
     else:
         text = _claim_alone(candidates, " AND ".join(conditions), begin, bound)
