@@ -12,7 +12,7 @@ from psycopg import sql
 from jobstore import Claim, JobStore, Usage
 from jobstore.engines.postgres_driver import DIALECT, permitted
 from jobstore.models import Text
-from jobstore.operations import attempts, jobs, leasing
+from jobstore.operations import attempts, leasing
 from jobstore.sql import Operation, Statement
 from tests import postgres
 
@@ -87,7 +87,6 @@ def test_every_row_is_found_by_an_index(connection: psycopg.Connection, claim: C
         "claim many": leasing.claim(NOW, "w", 500, 1, ["task"], ["api"]),
         "complete": attempts.complete(NOW, claim, answer, None, None),
         "complete with usage": attempts.complete(NOW, claim, answer, usage, None),
-        "what falls due next": jobs.next_due(NOW),
     }
     for name, operation in operations.items():
         found = list(reads(explained(connection, first_statement(operation))))
