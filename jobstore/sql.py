@@ -38,6 +38,8 @@ class Dialect(NamedTuple):
     """Whether a subquery in FROM may refer to what stands before it."""
     writes_in_with: bool
     """Whether WITH may hold statements that write, so that several make one round trip."""
+    takes_arrays: bool
+    """Whether one statement may take the parameters of many, each as an array; see `fetch_each`."""
     holds_nul: bool
     """Whether a text column can hold NUL characters."""
     column_types: str
@@ -49,7 +51,7 @@ class Statement(NamedTuple):
 
     sql: str
     parameters: Mapping[str, Value] | list[Mapping[str, Value]]
-    fetch: Literal["one", "all", "count", "many", "dialect"]
+    fetch: Literal["one", "all", "each", "count", "many", "dialect"]
 
 
 Operation: TypeAlias = Generator[Statement, Any, T]
@@ -93,6 +95,16 @@ def is_guarded(make_operation: Callable[..., Any], args: tuple[Any, ...]) -> boo
 def fetch_one(sql: str, /, **parameters: Value) -> Operation[Row | None]:
     """Run a statement and return its first row, or None if it has none."""
     row: Row | None = yield Statement(sql, parameters, "one")
+    return row
+
+
+def fetch_each(sql: str, /, **parameters: Value) -> Operation[Row | None]:
+    """Run a statement that takes arrays, and return the row that answers these parameters, or None if none does.
+
+    Each parameter reaches it as an array, with a value for each of the operations that wait with the same text. A row
+    tells in its column `number` whose it is: the place in the arrays, from 1 on.
+    """
+    row: Row | None = yield Statement(sql, parameters, "each")
     return row
 
 

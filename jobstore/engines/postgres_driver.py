@@ -22,7 +22,7 @@ from jobstore.engines.base import Request
 from jobstore.engines.postgres_errors import is_locked, is_passing, translate
 from jobstore.engines.postgres_pipeline import TOKEN, Bound, Connection, Query, Result, bind, run_together, to_query
 from jobstore.errors import InvalidArgument, StatementFailed
-from jobstore.sql import Dialect, Operation, Row, Statement
+from jobstore.sql import Dialect, Operation, Statement, Value
 
 T = TypeVar("T")
 
@@ -32,6 +32,7 @@ DIALECT = Dialect(
     lock_rows="FOR UPDATE SKIP LOCKED",
     lateral=True,
     writes_in_with=True,
+    takes_arrays=True,
     holds_nul=False,
     column_types="SELECT column_name AS name, data_type AS type FROM information_schema.columns"
     " WHERE table_schema = current_schema() AND table_name = :table ORDER BY ordinal_position",
@@ -131,7 +132,8 @@ async def drive_in_turns(
     first = prelude
     while running or first:
         try:
-            sent = [_bound(drive.statement) for drive in running]
+            groups = _grouped(running)
+            sent = [_bound(*(drive.statement for drive in group)) for group in groups]
             results = await run_together(connection, [*first, *itertools.chain.from_iterable(sent)])
         except psycopg.Error as error:
             raise TransactionFailed(error) from None
@@ -140,9 +142,8 @@ async def drive_in_turns(
         if first:
             begun(results[: len(first)])
         answers = iter(results[len(first) :])
-        for drive, statements in zip(running, sent, strict=True):
-            drive.results = list(itertools.islice(answers, len(statements)))
-            drive.changed |= _wrote(drive.statement, drive.results)
+        for group, statements in zip(groups, sent, strict=True):
+            _hand_out(list(itertools.islice(answers, len(statements))), group)
         changed |= any(drive.changed for drive in running)
         running = [drive for drive in running if _go_on(drive)]
         first = ()
@@ -296,15 +297,48 @@ def _go_on(drive: _Drive) -> bool:
     return True
 
 
-def _bound(statement: Statement) -> list[Bound]:
-    """Return a statement as it is to be sent, once for each set of its parameters."""
+def _grouped(running: Sequence[_Drive]) -> list[list[_Drive]]:
+    """Put those together whose statements can be sent as one, where the last of them stands: none comes too early."""
+    groups: dict[str | int, list[_Drive]] = {}
+    for drive in running:
+        statement = drive.statement
+        key = statement.sql if getattr(statement, "fetch", None) == "each" else id(drive)
+        group = groups.pop(key, [])
+        group.append(drive)
+        groups[key] = group
+    return list(groups.values())
+
+
+def _hand_out(results: list[Result], group: Sequence[_Drive]) -> None:
+    """Give each of the operations that were asked together its own part of the results."""
+    if group[0].statement.fetch == "each":
+        [(rows, _, command)] = results
+        own = {row["number"]: [row] for row in rows}
+        parts = [own.get(number, []) for number in range(1, len(group) + 1)]
+        shares = [[Result(part, len(part), command)] for part in parts]
+    else:
+        shares = [results]
+    for drive, share in zip(group, shares, strict=True):
+        drive.results = share
+        drive.changed |= _wrote(drive.statement, share)
+
+
+def _bound(statement: Statement, *others: Statement) -> list[Bound]:
+    """Return a statement as it is to be sent, once for each set of its parameters, or once with those of others."""
     if not isinstance(statement, Statement):
         raise InvalidArgument("make_operation", "must yield statements: write `yield from execute(…)` and the like")
     if statement.fetch == "dialect":
         return []
-    query, parameters = permitted(statement.sql), statement.parameters
-    rows = parameters if isinstance(parameters, list) else [parameters]
-    return [_checked(query, row) for row in rows]
+    query = permitted(statement.sql)
+    bounds = [_checked(query, parameters) for one in (statement, *others) for parameters in _sets(one)]
+    if statement.fetch != "each":
+        return bounds
+    return [Bound(query, [_array(values) for values in zip(*(bound.values for bound in bounds), strict=True)])]
+
+
+def _sets(statement: Statement) -> Sequence[Mapping[str, Value]]:
+    parameters = statement.parameters
+    return parameters if isinstance(parameters, list) else [parameters]
 
 
 def _checked(query: Query, parameters: Mapping[str, Any]) -> Bound:
@@ -317,6 +351,16 @@ def _checked(query: Query, parameters: Mapping[str, Any]) -> Bound:
         if value is not None and not isinstance(value, str | int | float | bytes):
             raise StatementFailed(f"the parameter {name} cannot be stored: {type(value).__name__}")
     return bound
+
+
+def _array(values: Sequence[Value]) -> str:
+    """Return values as the text of an array."""
+    return "{" + ",".join(["NULL" if value is None else _quoted(str(value)) for value in values]) + "}"
+
+
+def _quoted(text: str) -> str:
+    text = text.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{text}"'
 
 
 async def _send(connection: AsyncConnection[Any], statement: Statement) -> list[Cursor]:
@@ -343,20 +387,23 @@ async def _results(sent: Sequence[Cursor]) -> list[Result]:
     return [Result(await _rows(cursor), cursor.rowcount, cursor.statusmessage or "") for cursor in sent]
 
 
-async def _rows(cursor: Cursor) -> list[Row]:
+async def _rows(cursor: Cursor) -> list[DictRow]:
     has_rows = cursor.pgresult is not None and cursor.pgresult.nfields > 0  # `description` would describe each column
     return [*await cursor.fetchall()] if has_rows else []
 
 
-def _fetched(fetch: Literal["one", "all", "count", "many", "dialect"], results: Sequence[Result]) -> Any:  # noqa: ANN401
+def _fetched(fetch: Literal["one", "all", "each", "count", "many", "dialect"], results: Sequence[Result]) -> Any:  # noqa: ANN401
     if fetch == "dialect":
         return DIALECT
     if fetch in {"count", "many"}:
         return sum(result.rowcount for result in results)
     [result] = results
-    if fetch == "one":
-        return result.rows[0] if result.rows else None
-    return result.rows
+    if fetch == "all":
+        return result.rows
+    row = result.rows[0] if result.rows else None
+    if row is not None and fetch == "each":
+        del row["number"]
+    return row
 
 
 def _wrote(statement: Statement, results: Sequence[Result]) -> bool:

@@ -22,7 +22,7 @@ from psycopg.pq.abc import PGconn, PGresult
 from psycopg.rows import DictRow
 from psycopg.waiting import Ready, Wait
 
-from jobstore.sql import Row, Value
+from jobstore.sql import Value
 
 MAX_PREPARED = 100
 """Statements that one connection keeps prepared; beyond, it forgets all of them and begins anew."""
@@ -81,7 +81,7 @@ def bind(query: Query, parameters: Mapping[str, Value]) -> Bound:
 class Result(NamedTuple):
     """What became of a statement."""
 
-    rows: list[Row]
+    rows: list[DictRow]
     rowcount: int
     """How many rows it changed or returned; -1 if it does neither by nature."""
     command: str
@@ -250,7 +250,7 @@ _FAILED = (ExecStatus.FATAL_ERROR, ExecStatus.PIPELINE_ABORTED)
 
 
 def _read(connection: Connection, transformer: abc.Transformer, statement: _Prepared, answer: PGresult) -> Result:
-    rows: list[Row] = []
+    rows: list[DictRow] = []
     if answer.ntuples:
         columns = statement.columns
         if columns is None:
@@ -263,5 +263,5 @@ def _read(connection: Connection, transformer: abc.Transformer, statement: _Prep
     return Result(rows, -1 if rowcount is None else rowcount, (answer.command_status or b"").decode())
 
 
-def _row(columns: Sequence[str], values: Sequence[Any]) -> Row:
+def _row(columns: Sequence[str], values: Sequence[Any]) -> DictRow:
     return dict(zip(columns, values, strict=True))

@@ -33,6 +33,7 @@ DIALECT = Dialect(
     lock_rows="",  # one writer at a time: there is nobody to pass over
     lateral=False,
     writes_in_with=False,
+    takes_arrays=False,
     holds_nul=True,
     column_types="SELECT name, type FROM pragma_table_info(:table) ORDER BY cid",
 )

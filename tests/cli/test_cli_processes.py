@@ -28,6 +28,7 @@ InTerminal = Callable[..., tuple[int, str]]
 
 TASKS = '''
 import asyncio
+import gc
 import os
 from pathlib import Path
 
@@ -59,6 +60,16 @@ def make(store):
     @made.handles("task")
     def answer(job):
         return f"{made.concurrency} {store.path.name}"
+
+    return made
+
+
+def spared(store):
+    made = Worker(store)
+
+    @made.handles("task")
+    async def answer(job):
+        return f"{gc.get_freeze_count() > 10_000}"
 
     return made
 
@@ -332,6 +343,14 @@ def test_a_function_makes_a_worker_for_the_store_that_is_named(
     command.ok("retry", other)
     assert run_process("work", "tasks_of_mine:make", *quiet, "--max-output-bytes", 3, cwd=folder).returncode == 0
     assert "OutputTooLarge" in command.ok("show", other)
+
+
+def test_what_a_worker_has_loaded_is_spared_by_garbage_collections(
+    command: Command, run_process: Run, folder: Path
+) -> None:
+    job_id = command.enqueue("p")
+    run_process("work", "tasks_of_mine:spared", "--drain", "--db", command.database, cwd=folder)
+    assert command.ok("show", job_id, "--response") == "True"
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals")

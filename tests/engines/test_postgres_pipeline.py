@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -11,7 +12,7 @@ import pytest
 from psycopg import AsyncConnection, errors
 from psycopg.rows import dict_row
 
-from jobstore import ConstraintFailed, JobStore, NewJob
+from jobstore import AttemptOutcome, Claim, ConstraintFailed, Job, JobStatus, JobStore, LeaseLost, NewJob, Usage
 from jobstore.engines import postgres_driver, postgres_pipeline, postgres_writer
 from jobstore.engines.postgres_pipeline import MAX_PREPARED, Bound, Connection, Result, bind, run_together, to_query
 from jobstore.sql import MakeOperation, Operation, Row, execute, fetch_all, guarded
@@ -86,6 +87,65 @@ async def test_a_lone_caller_waits_for_two_round_trips(store: JobStore, monkeypa
     assert trips == [begin_look_and_insert, mark_and_commit] * 3
 
 
+async def claims(store: JobStore, count: int) -> list[Claim]:
+    await store.jobs.enqueue_many(NewJob(prompt="p", task_type="t", api_type="a") for _ in range(count))
+    return await store.jobs.claim("worker", limit=count)
+
+
+async def test_jobs_that_are_completed_together_are_completed_by_one_statement(
+    store: JobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trips: list[int] = []
+
+    async def counted(connection: Connection, statements: Sequence[Bound]) -> list[Result]:
+        trips.append(len(statements))
+        return await run_together(connection, statements)
+
+    answers = ["", "NULL", "null", 'a "quoted" one', "{a,b}", r"C:\new\"", " spaces ", "two\nlines", "ünïcödé 👋"]
+    usages = [Usage(input_tokens=number, cost=number / 7 if number % 2 else None) for number in range(len(answers))]
+    given = list(zip(await claims(store, len(answers)), answers, usages, strict=True))
+    monkeypatch.setattr(postgres_driver, "run_together", counted)
+    jobs = await asyncio.gather(*(store.jobs.complete(claim, answer, usage=usage) for claim, answer, usage in given))
+    begin_look_and_complete = 4
+    assert trips == [begin_look_and_complete]
+    for job, (claim, answer, usage) in zip(jobs, given, strict=True):
+        assert job == await store.jobs.get(claim.job_id)
+        assert (job.response, job.input_tokens, job.cost) == (answer, usage.input_tokens, usage.cost)
+        [attempt] = await store.jobs.attempts(claim.job_id)
+        assert attempt.outcome is AttemptOutcome.COMPLETED
+
+
+async def test_a_lease_that_was_lost_is_refused_alone_among_those_completed_together(store: JobStore) -> None:
+    first, lost, last = await claims(store, 3)
+    await store.jobs.release(lost)
+    outcomes = await asyncio.gather(
+        *(store.jobs.complete(claim, claim.job_id) for claim in (first, lost, last)), return_exceptions=True
+    )
+    assert [type(outcome) for outcome in outcomes] == [Job, LeaseLost, Job]
+    assert (await store.jobs.get(lost.job_id)).status is JobStatus.IDLE
+    assert [await store.jobs.read_response(one.job_id) for one in (first, last)] == [first.job_id, last.job_id]
+
+
+async def test_an_answer_that_the_database_refuses_fails_alone_among_those_completed_together(store: JobStore) -> None:
+    await store.execute("ALTER TABLE background_jobs ADD CHECK (response <> 'refused')")
+    answers = ["one", "refused", "three"]
+    outcomes = await asyncio.gather(
+        *(store.jobs.complete(claim, answer) for claim, answer in zip(await claims(store, 3), answers, strict=True)),
+        return_exceptions=True,
+    )
+    assert [type(outcome) for outcome in outcomes] == [Job, ConstraintFailed, Job]
+    assert await store.jobs.count(status="completed") == 2
+
+
+async def test_the_same_job_completed_twice_together_has_one_answer(store: JobStore) -> None:
+    [claim, other] = await claims(store, 2)
+    one, two, _ = await asyncio.gather(
+        store.jobs.complete(claim, "one"), store.jobs.complete(claim, "two"), store.jobs.complete(other, "three")
+    )
+    assert one == two == await store.jobs.get(claim.job_id)
+    assert one.response in {"one", "two"}
+
+
 async def test_the_plan_of_what_runs_all_day_is_kept(store: JobStore) -> None:
     await store.execute(
         "ALTER TABLE background_jobs SET (autovacuum_enabled = off)"
@@ -94,9 +154,10 @@ async def test_the_plan_of_what_runs_all_day_is_kept(store: JobStore) -> None:
     for _ in range(10):
         [claim] = await store.jobs.claim("worker")
         await store.jobs.complete(claim, "done")
+        await store.jobs.claim("worker", limit=random.randint(2, 8))  # noqa: S311 - any number of them
     sql = "SELECT custom_plans, statement FROM pg_prepared_statements WHERE statement ~ '(INTO|UPDATE) background_jobs'"
     statements = await together(store, read, sql)
-    assert len(statements) == 3
+    assert len(statements) == 4
     # For the first five runs PostgreSQL makes a plan each, then it keeps one, unless it finds that too dear.
     assert {row["custom_plans"] for row in statements} == {5}
 
