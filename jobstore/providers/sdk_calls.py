@@ -149,6 +149,12 @@ class Recording:
         if self._task is not None:
             await asyncio.wait([self._task], timeout=self._patience)
 
+    async def _end_early(self) -> None:
+        """Record what was heard until now, because the store is about to close."""
+        self.close()
+        self.leave()
+        await self.settled()
+
     def raise_trouble(self) -> None:
         """Tell what went wrong, if that is wanted.
 
@@ -169,7 +175,8 @@ class Recording:
 
     async def _record(self, asked: Asked) -> None:
         try:
-            await self._record_job(asked)
+            with self._recorder.store.calls.ended_with_store(self._end_early):
+                await self._record_job(asked)
         except (ProviderError, asyncio.CancelledError):
             pass  # how the call ended: that is recorded, and the program's own to bear
         except Exception as error:  # noqa: BLE001 - whatever it is, the call goes on

@@ -34,6 +34,8 @@ from tests.providers.support import APIS, MODELS, PRIVATE, Speaker, raw_server, 
 
 NOW = {"retry-after-ms": "1"}
 HALF = "first half "
+ENDS = ("message_stop", "response.completed", "finish_reason='stop'", "FinishReason.STOP")
+"""How each SDK shows the end of an answer."""
 TEXT = "first half second half"
 REPLIES: dict[str, tuple[Script, ...]] = {
     "ok": (Answer("Grüße an 🌍 \0 alle", chunk_size=3),),
@@ -312,6 +314,30 @@ async def test_a_store_that_is_closed_does_not_stop_the_call(
     with pytest.raises(StoreClosed):
         [piece async for piece in await ask(speaker, strict, streamed=True)]
     assert (server.requests, unrecorded(strict)) == ([], 1)
+
+
+async def test_a_store_that_closes_records_first_what_came_until_then(
+    database: Path, server: LLMServer, speaker: Speaker
+) -> None:
+    server.script(Answer(TEXT, ending="stall", chunk_size=4), Answer(TEXT, chunk_size=4))
+    async with JobStore(database, migrate=True) as store:
+        client = recorded(speaker.client, store, task_type="ask")
+        left = await ask(speaker, client, streamed=True)
+        async for piece in left:
+            if "'lf '" in str(piece):
+                break
+        read = await ask(speaker, client, streamed=True)
+        async for piece in read:
+            if any(end in str(piece) for end in ENDS):
+                break  # whoever has seen the end need not read on, nor close the stream
+    async with JobStore(database) as store:
+        whole, part = (await store.jobs.list()).items
+        assert (part.status, (await store.calls.list(part.id))[0].status) == (JobStatus.CANCELED, "canceled")
+        assert HALF.startswith(await store.jobs.read_response(part.id) or "none")
+        assert (whole.status, (await store.calls.list(whole.id))[0].status) == (JobStatus.COMPLETED, "succeeded")
+        assert await store.jobs.read_response(whole.id) == TEXT
+    for stream in (left, read):
+        await (leave(stream) if speaker.api == "gemini" else stream.close())
 
 
 async def test_a_full_disk_does_not_stop_the_call(
