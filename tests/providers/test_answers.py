@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
 from anthropic.types import Message
 from google.genai.types import GenerateContentResponse
-from openai.types.chat import ChatCompletion
-from openai.types.responses import Response, ResponseCompletedEvent, ResponseErrorEvent
+from openai.types.chat import ChatCompletion, ChatCompletionChunk
+from openai.types.responses import (
+    Response,
+    ResponseCompletedEvent,
+    ResponseErrorEvent,
+    ResponseOutputItemDoneEvent,
+)
 
 from jobstore import Usage
 from jobstore.providers import (
@@ -22,6 +28,7 @@ from jobstore.providers import (
     Started,
     ToolCall,
 )
+from jobstore.providers import Answer as AdapterAnswer
 from jobstore.testing import Answer, LLMServer
 from jobstore.testing.llm_answers import API
 from tests.providers.support import PRIVATE, Speaker, done_of, of_type, text_of, usage_of
@@ -246,6 +253,44 @@ async def test_a_refusal_of_openais_models_is_no_answer(openai: Speaker, openai_
         with pytest.raises(ProviderError) as refused:
             answer.done()
         assert (refused.value.category, refused.value.code) == ("content_filtered", "refusal")
+
+
+SHELL = {"name": "shell", "input": "ls -l"}
+SHELL_CALL = ToolCall(id="call_a", name="shell", arguments="ls -l")
+NAMELESS = {"index": 1, "id": "call_b", "type": "function", "function": {"name": "", "arguments": ""}}
+COUNTED = {"prompt_tokens": 7, "completion_tokens": 2, "total_tokens": 9}
+
+
+async def test_a_call_of_a_custom_tool_is_one_too(openai: Speaker) -> None:
+    item = {"type": "custom_tool_call", "id": "i", "call_id": "call_a", **SHELL}
+    whole = Response.construct(id="r", model="m", status="completed", output=[item])
+    streamed = [
+        ResponseOutputItemDoneEvent.construct(type="response.output_item.done", item=item),
+        ResponseCompletedEvent.construct(type="response.completed", response=whole),
+    ]
+    first, second = openai.adapter.answer(), openai.adapter.answer()
+    for answer, events in (first, first.read(whole)), (second, hear_all(second, streamed)):
+        assert of_type(events, ToolCall) == [SHELL_CALL]
+        assert answer.done().finish_reason == "tool_calls"
+
+
+async def test_so_it_is_in_chats_and_calls_without_a_name_are_none(openai_chat: Speaker) -> None:
+    end = {"index": 0, "finish_reason": "tool_calls"}
+    said: dict[str, Any] = {"id": "c", "model": "m", "usage": COUNTED}
+    calls = [{"id": "call_a", "type": "custom", "custom": SHELL}, NAMELESS]
+    whole = ChatCompletion.construct(**said, choices=[{**end, "message": {"tool_calls": calls}}])
+    begun = {"index": 0, "id": "call_a", "type": "custom", "custom": {"name": "shell", "input": ""}}
+    deltas = [{"tool_calls": [begun, NAMELESS]}, {"tool_calls": [{"index": 0, "custom": {"input": "ls -l"}}]}]
+    streamed = [ChatCompletionChunk.construct(id="c", choices=[{"index": 0, "delta": delta}]) for delta in deltas]
+    streamed.append(ChatCompletionChunk.construct(**said, choices=[{**end, "delta": {}}]))
+    first, second = openai_chat.adapter.answer(), openai_chat.adapter.answer()
+    for answer, events in (first, first.read(whole)), (second, hear_all(second, streamed)):
+        assert of_type(events, ToolCall) == [SHELL_CALL]
+        assert (answer.done().finish_reason, usage_of(events).output_tokens) == ("tool_calls", 2)
+
+
+def hear_all(answer: AdapterAnswer, said: Iterable[object]) -> list[Event]:
+    return [heard for event in said for heard in answer.hear(event)]
 
 
 async def test_a_prompt_that_gemini_blocks_has_no_answer(gemini: Speaker) -> None:
