@@ -64,12 +64,14 @@ async def test_several_processes_get_the_same_options(migrated: Path) -> None:
         assert (call.on_unknown, call.error_category) == ("hold", "invalid_request")
 
 
-def test_providers_that_cannot_be_asked_are_refused(command: Command) -> None:
+def test_providers_that_cannot_be_asked_are_refused(command: Command, tmp_path: Path) -> None:
     assert "there is no adapter for 'mine'" in command.misused("work", "--providers", "claude,mine")
     assert "either MODULE or --providers" in command.misused("work", "module", "--providers", "claude")
     assert "either MODULE or --providers" in command.misused("work", "--drain")
     command.environment |= {"OPENAI_API_KEY": "", "GEMINI_API_KEY": "any"}
+    command.environment |= {"ANTHROPIC_API_KEY": "", "ANTHROPIC_AUTH_TOKEN": "", "HOME": str(tmp_path)}
     assert "set OPENAI_API_KEY" in command.misused("work", "--providers", "openai")
+    assert "set ANTHROPIC_API_KEY" in command.misused("work", "--providers", "claude", "--drain")
     keys = ("--on-unknown", "idempotency_key")
     assert "takes no idempotency keys" in command.misused("work", "--providers", "gemini", *keys)
 
