@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from jobstore.errors import InvalidArgument
 from jobstore.models import check_identifier
-from jobstore.providers.registry import adapter_of
+from jobstore.providers.registry import adapter_of, recorder_of
 
 if TYPE_CHECKING:
     from jobstore.providers.sdk_calls import Recorder
@@ -74,9 +74,7 @@ def unrecorded(client: object) -> int:
     Raises:
         InvalidArgument: It is none that `recorded` returned.
     """
-    aio = getattr(client, "aio", client)
-    http = getattr(getattr(aio, "_api_client", None), "_async_httpx_client", getattr(aio, "_client", None))
-    recorder = getattr(http, "recorder", None)
+    recorder: Any = recorder_of(client)
     if recorder is None:
         raise InvalidArgument("client", "is not recorded: use what recorded() returned")
     troubles: int = recorder.troubles

@@ -17,6 +17,7 @@ from openai.types.responses import (
 )
 
 from jobstore import Usage
+from jobstore.providers import Answer as AdapterAnswer
 from jobstore.providers import (
     Done,
     Event,
@@ -28,7 +29,6 @@ from jobstore.providers import (
     Started,
     ToolCall,
 )
-from jobstore.providers import Answer as AdapterAnswer
 from jobstore.testing import Answer, LLMServer
 from jobstore.testing.llm_answers import API
 from tests.providers.support import PRIVATE, Speaker, done_of, of_type, text_of, usage_of
