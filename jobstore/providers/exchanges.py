@@ -205,7 +205,7 @@ class TappedClient(httpx2.AsyncClient):
         except BaseException:
             exchange.leave()
             raise
-        streamed = bool(options.get("stream"))
+        streamed = bool(options.get("stream")) and not response.is_closed  # as one from a cache is
         if streamed and isinstance(response.stream, httpx2.AsyncByteStream):
             response.stream = Tee(response.stream, exchange, lambda: listener.ended(exchange))
         exchange.respond(response, streamed=streamed)

@@ -15,6 +15,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
 from pathlib import Path
 from typing import Any, assert_type
 
+import httpx2
 import pytest
 from anthropic import AsyncAnthropic, AsyncAnthropicVertex
 from anthropic.types import Message
@@ -34,6 +35,11 @@ from tests.providers.support import APIS, MODELS, PRIVATE, Speaker, raw_server, 
 
 NOW = {"retry-after-ms": "1"}
 HALF = "first half "
+STREAM = (
+    b'data: {"id": "c", "choices": [{"index": 0, "delta": {"content": "Hello"}}]}\n\n'
+    b'data: {"id": "c", "choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}\n\n'
+    b"data: [DONE]\n\n"
+)
 ENDS = ("message_stop", "response.completed", "finish_reason='stop'", "FinishReason.STOP")
 """How each SDK shows the end of an answer."""
 TEXT = "first half second half"
@@ -402,6 +408,18 @@ async def test_a_compressed_response_is_understood(store: JobStore) -> None:
         await outcome(speaker, recorded(speaker.client, store, task_type="ask"), streamed=True)
     job, _ = await last(store)
     assert job.error_type == "overloaded"
+
+
+async def test_a_stream_that_was_read_before_as_from_a_cache_is_understood(store: JobStore) -> None:
+    kept = httpx2.Response(200, headers={"content-type": "text/event-stream"}, content=STREAM)
+    async with httpx2.AsyncClient(transport=httpx2.MockTransport(lambda _: kept)) as http:
+        client = recorded(AsyncOpenAI(api_key="any", http_client=http), store, task_type="ask")
+        message: Any = [{"role": "user", "content": "Hi"}]
+        stream = await client.chat.completions.create(model="any", messages=message, stream=True)
+        assert "".join([chunk.choices[0].delta.content or "" async for chunk in stream]) == "Hello"
+    job, [call] = await last(store)
+    assert (job.status, call.status) == (JobStatus.COMPLETED, "succeeded")
+    assert await store.jobs.read_response(job.id) == "Hello"
 
 
 async def test_what_asks_no_model_is_not_recorded(store: JobStore, speakers: dict[API, Speaker]) -> None:
