@@ -6,6 +6,7 @@ import asyncio
 import signal
 import subprocess
 import sys
+from typing import Any
 
 import anthropic
 import httpx2
@@ -245,6 +246,11 @@ def test_bad_arguments_are_named() -> None:
         LLMServer(chunk_size=0)
     with pytest.raises(InvalidArgument, match="delay"):
         LLMServer(delay=-1.0)
+    misspelt: Any = "aborted"
+    with pytest.raises(InvalidArgument, match="ending"):
+        Answer("text", ending=misspelt)
+    with pytest.raises(InvalidArgument, match="status"):
+        Refusal(misspelt)
 
 
 def test_only_a_first_line_that_asks_for_a_long_plan_gets_one() -> None:
