@@ -117,7 +117,7 @@ class Recording:
         if self._task.done():
             exchange.hang_up()
         self._waiting.put_nowait(exchange)
-        await self._patiently(exchange.begun)
+        await self._patiently(exchange.begun.wait())
         if self._trouble is not None and self._recorder.strict:
             raise Refused
         return exchange
@@ -128,9 +128,8 @@ class Recording:
         Raises:
             JobStoreError: It could not be recorded whole, and that is to be told.
         """
-        await self._patiently(exchange.heard)
+        await self._patiently(self._recorded(exchange))
         if self.is_over:
-            await self.settled()
             self.raise_trouble()
 
     def close(self) -> None:
@@ -147,7 +146,7 @@ class Recording:
     async def settled(self) -> None:
         """Wait until the job has ended."""
         if self._task is not None:
-            await asyncio.wait([self._task], timeout=self._patience)
+            await self._patiently(asyncio.wait([self._task]))
 
     async def _end_early(self) -> None:
         """Record what was heard until now, because the store is about to close."""
@@ -164,14 +163,15 @@ class Recording:
         if self._trouble is not None and self._recorder.strict:
             raise self._trouble
 
-    @property
-    def _patience(self) -> float | None:
-        return None if self._recorder.strict else PATIENCE
+    async def _recorded(self, exchange: Exchange) -> None:
+        await exchange.heard.wait()
+        if self.is_over:
+            await self.settled()
 
-    async def _patiently(self, event: asyncio.Event) -> None:
+    async def _patiently(self, recording: Awaitable[object]) -> None:
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(self._patience):
-                await event.wait()
+            async with asyncio.timeout(None if self._recorder.strict else PATIENCE):
+                await recording
 
     async def _record(self, asked: Asked) -> None:
         try:

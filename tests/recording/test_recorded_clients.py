@@ -8,10 +8,11 @@ import gzip
 import logging
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, assert_type
 
@@ -26,7 +27,7 @@ from pydantic import BaseModel
 from jobstore import DiskFull, InvalidArgument, Job, JobStatus, JobStore, JobStoreError, StoreClosed
 from jobstore.calls import ApiCall
 from jobstore.operations.promotion import end_leases
-from jobstore.providers import recorded, unrecorded
+from jobstore.providers import recorded, sdk_calls, unrecorded
 from jobstore.providers.gemini import _leave as leave
 from jobstore.testing import Answer, LLMServer, Refusal
 from jobstore.testing.llm_answers import API, Script
@@ -361,6 +362,41 @@ async def test_a_full_disk_does_not_stop_the_call(
     with pytest.raises(DiskFull):
         await ask(speaker, strict, streamed=False, prompt=prompt)
     assert len(server.requests) == 2
+
+
+async def test_a_stream_waits_for_its_recording_once_at_either_end(
+    database: Path, client_of_claude: AsyncAnthropic, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits: list[float] = []
+    timeout = asyncio.timeout
+
+    def counted(seconds: float | None) -> asyncio.Timeout:
+        if seconds == sdk_calls.PATIENCE:
+            waits.append(seconds)
+        return timeout(seconds)
+
+    monkeypatch.setattr(sdk_calls, "PATIENCE", 0.0123)
+    monkeypatch.setattr(asyncio, "timeout", counted)
+    message: Any = [{"role": "user", "content": "Hi"}]
+    async with JobStore(database, migrate=True) as store:
+        client = recorded(client_of_claude, store, task_type="ask")
+        with locked(database):
+            async with client.messages.stream(model="any", max_tokens=9, messages=message) as stream:
+                await stream.until_done()
+            assert len(waits) == 2
+
+        async def is_recorded() -> bool:
+            return await store.jobs.count(status="completed") == 1
+
+        await eventually(is_recorded)
+
+
+@contextmanager
+def locked(database: Path) -> Iterator[None]:
+    """Let nobody else write into a database."""
+    with closing(sqlite3.connect(database, isolation_level=None)) as connection:
+        connection.execute("BEGIN IMMEDIATE")
+        yield
 
 
 @pytest.mark.parametrize("strict", [False, True])
