@@ -153,6 +153,8 @@ class CallRecorder:
 
     def _settlement(self, error: BaseException | None) -> Settlement:
         if not self._is_complete:
+            if isinstance(error, ProviderError) and error.raw_usage:
+                self._known["raw_usage"] = error.raw_usage
             self._price()
         first = None if self._first_at is None else self._first_at - self._sent_at
         return Settlement(

@@ -202,6 +202,7 @@ async def test_an_answer_that_was_withheld_is_none_but_its_tokens_are_known(
     heard, error = await speakers[api].ask_and_fail()
     assert (error.category, error.retryable, error.code) == ("content_filtered", False, reason)
     assert usage_of(heard).output_tokens == 9
+    assert error.raw_usage  # it is paid for, by counts that only the provider's own words may have
 
 
 WHOLE: dict[API, Any] = {

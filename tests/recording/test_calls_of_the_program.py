@@ -150,6 +150,18 @@ async def test_a_call_that_cannot_be_noted_is_not_sent(store: JobStore, server: 
     assert server.requests == []
 
 
+async def test_the_counts_of_a_withheld_answer_are_kept_as_the_provider_said_them(
+    store: JobStore, server: LLMServer, client: object
+) -> None:
+    server.script(Answer("I can", stop_reason="refusal", usage=COUNTS))
+    with suppress(ProviderError):
+        async with store.jobs.record("Say hello", task_type="greeting", api_type="claude") as call:
+            await text_of(call, client)
+    [made] = await store.calls.list(call.job.id)
+    assert made.error_category == "content_filtered"
+    assert (made.raw_usage or {})["output_tokens"] == made.output_tokens == COUNTS.output_tokens
+
+
 async def test_a_client_that_records_by_itself_is_not_asked(store: JobStore, server: LLMServer, client: object) -> None:
     with pytest.raises(InvalidArgument, match="recorded"):
         async with store.jobs.record("Say hello", task_type="greeting", api_type="claude") as call:
