@@ -123,6 +123,11 @@ RAW: dict[API, dict[str, Any]] = {
 }
 
 
+async def test_an_answer_without_tokens_has_0_and_not_an_unknown_number(server: LLMServer, speaker: Speaker) -> None:
+    server.script(Answer("", usage=Usage(input_tokens=5, output_tokens=0)))
+    assert usage_of(await speaker.ask()).output_tokens == 0
+
+
 async def test_the_providers_own_counts_are_kept(server: LLMServer, speaker: Speaker) -> None:
     server.script(Answer("Hello", usage=COUNTS))
     assert done_of(await speaker.ask()).raw_usage == RAW[speaker.api]
