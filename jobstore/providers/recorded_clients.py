@@ -42,7 +42,7 @@ def recorded(
         client: An `AsyncAnthropic`, an `AsyncOpenAI`, or a `genai.Client` (whose `aio` is recorded) or its `aio`. It
             stays as it is; connections are shared, and closing the recorded one closes them.
         store: Where to record. It is open while the client is used, in the same event loop. When it closes, it records
-            first what came until then of streams that nobody has closed.
+            first what came until then of streams that nobody has closed, and nothing later.
         task_type: Of the jobs.
         session_id: Of the jobs.
         strict: Whether a call that cannot be recorded fails with what went wrong. Otherwise that is logged, and counted

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import httpx2
 
+from jobstore.errors import StoreClosed
 from jobstore.providers.asked import Asked
 from jobstore.providers.base import Adapter
 from jobstore.providers.common import presentable
@@ -95,6 +96,7 @@ class Recording:
         self._task: asyncio.Task[None] | None = None
         self._trouble: Exception | None = None
         self._closed = False
+        self._api_type = "a model"
 
     @property
     def is_over(self) -> bool:
@@ -111,6 +113,7 @@ class Recording:
         if asked is None:
             return None
         if self._task is None:
+            self._api_type = asked.api_type
             self._task = asyncio.get_running_loop().create_task(self._record(asked))
         exchange = Exchange()
         self._exchanges.append(exchange)
@@ -150,9 +153,17 @@ class Recording:
 
     async def _end_early(self) -> None:
         """Record what was heard until now, because the store is about to close."""
+        goes_on = not self._closed
         self.close()
         self.leave()
         await self.settled()
+        if goes_on and self._trouble is None:
+            self._note_trouble(StoreClosed("the store was closed while the call was under way: close it after"))
+
+    def _note_trouble(self, error: Exception) -> None:
+        self._trouble = error
+        self._recorder.troubles += 1
+        logger.warning("a call to %s could not be recorded whole: %s", self._api_type, type(error).__name__)
 
     def raise_trouble(self) -> None:
         """Tell what went wrong, if that is wanted.
@@ -180,9 +191,7 @@ class Recording:
         except (ProviderError, asyncio.CancelledError):
             pass  # how the call ended: that is recorded, and the program's own to bear
         except Exception as error:  # noqa: BLE001 - whatever it is, the call goes on
-            self._trouble = error
-            self._recorder.troubles += 1
-            logger.warning("a call to %s could not be recorded whole: %s", asked.api_type, type(error).__name__)
+            self._note_trouble(error)
         finally:
             for exchange in self._exchanges:
                 exchange.hang_up()

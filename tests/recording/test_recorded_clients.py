@@ -27,10 +27,10 @@ from pydantic import BaseModel
 from jobstore import DiskFull, InvalidArgument, Job, JobStatus, JobStore, JobStoreError, StoreClosed
 from jobstore.calls import ApiCall
 from jobstore.operations.promotion import end_leases
-from jobstore.providers import recorded, sdk_calls, unrecorded
+from jobstore.providers import adapter_of, recorded, sdk_calls, unrecorded
 from jobstore.providers.gemini import _leave as leave
 from jobstore.testing import Answer, LLMServer, Refusal
-from jobstore.testing.llm_answers import API, Script
+from jobstore.testing.llm_answers import API, LLMRequest, Script
 from tests.conformance.support import eventually
 from tests.providers.support import APIS, MODELS, PRIVATE, Speaker, raw_server, speaking
 
@@ -345,6 +345,30 @@ async def test_a_store_that_closes_records_first_what_came_until_then(
         assert await store.jobs.read_response(whole.id) == TEXT
     for stream in (left, read):
         await (leave(stream) if speaker.api == "gemini" else stream.close())
+
+
+@pytest.mark.parametrize("strict", [False, True])
+async def test_a_call_that_outlives_the_store_is_told_of(
+    database: Path,
+    server: LLMServer,
+    client_of_claude: AsyncAnthropic,
+    strict: bool,  # noqa: FBT001
+) -> None:
+    is_closed = asyncio.Event()
+
+    async def late(_request: LLMRequest) -> Answer:
+        await is_closed.wait()
+        return Answer(TEXT)
+
+    server.script(late)
+    async with JobStore(database, migrate=True) as store:
+        client = recorded(client_of_claude, store, task_type="ask", strict=strict)
+        asking = asyncio.create_task(outcome(Speaker("anthropic", adapter_of(client), client), client, streamed=False))
+        await eventually(lambda: len(server.requests) == 1)
+    is_closed.set()
+    [(kind, *_)] = await asking
+    assert kind is (StoreClosed if strict else Message)
+    assert unrecorded(client) == 1
 
 
 async def test_a_full_disk_does_not_stop_the_call(
