@@ -9,8 +9,8 @@ from contextlib import suppress
 
 import pytest
 
-from jobstore import AnswerUnfinished, DiskFull, InvalidArgument, JobStatus, JobStore, Usage
-from jobstore.providers import ProviderError, Request, recorded
+from jobstore import AnswerUnfinished, DiskFull, JobStatus, JobStore, Usage
+from jobstore.providers import ProviderError, Request
 from jobstore.repositories.recording import RecordedCall
 from jobstore.testing import Answer, LLMServer, Refusal
 from jobstore.testing.llm_answers import API
@@ -101,6 +101,18 @@ async def test_an_answer_that_was_left_is_not_completed(store: JobStore, server:
     await asyncio.wait_for(server.idle(), 30)
 
 
+async def test_the_counts_of_a_withheld_answer_are_kept_as_the_provider_said_them(
+    store: JobStore, server: LLMServer, client: object
+) -> None:
+    server.script(Answer("I can", stop_reason="refusal", usage=COUNTS))
+    with suppress(ProviderError):
+        async with store.jobs.record("Say hello", task_type="greeting", api_type="claude") as call:
+            await text_of(call, client)
+    [made] = await store.calls.list(call.job.id)
+    assert made.error_category == "content_filtered"
+    assert (made.raw_usage or {})["output_tokens"] == made.output_tokens == COUNTS.output_tokens
+
+
 async def test_a_text_of_one_s_own_counts_for_the_answer(store: JobStore, server: LLMServer, client: object) -> None:
     server.script(HALF)
     async with store.jobs.record("Say hello", task_type="greeting", api_type="claude") as call:
@@ -148,25 +160,6 @@ async def test_a_call_that_cannot_be_noted_is_not_sent(store: JobStore, server: 
             await store.execute("UPDATE job_attempts SET finished_at = 1, outcome = 'lost'")
             await text_of(call, client)
     assert server.requests == []
-
-
-async def test_the_counts_of_a_withheld_answer_are_kept_as_the_provider_said_them(
-    store: JobStore, server: LLMServer, client: object
-) -> None:
-    server.script(Answer("I can", stop_reason="refusal", usage=COUNTS))
-    with suppress(ProviderError):
-        async with store.jobs.record("Say hello", task_type="greeting", api_type="claude") as call:
-            await text_of(call, client)
-    [made] = await store.calls.list(call.job.id)
-    assert made.error_category == "content_filtered"
-    assert (made.raw_usage or {})["output_tokens"] == made.output_tokens == COUNTS.output_tokens
-
-
-async def test_a_client_that_records_by_itself_is_not_asked(store: JobStore, server: LLMServer, client: object) -> None:
-    with pytest.raises(InvalidArgument, match="recorded"):
-        async with store.jobs.record("Say hello", task_type="greeting", api_type="claude") as call:
-            await text_of(call, recorded(client, store, task_type="greeting"))
-    assert (server.requests, await store.jobs.count()) == ([], 1)
 
 
 async def test_an_answer_that_finds_no_room_is_not_completed(

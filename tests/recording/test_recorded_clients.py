@@ -530,6 +530,16 @@ def test_what_cannot_be_recorded_is_refused(store: JobStore) -> None:
         recorded(vertex, store, task_type="ask")
 
 
+async def test_a_client_that_records_by_itself_is_not_asked_for_a_job(
+    store: JobStore, server: LLMServer, client_of_claude: AsyncAnthropic
+) -> None:
+    client = recorded(client_of_claude, store, task_type="ask")
+    with pytest.raises(InvalidArgument, match="recorded"):
+        async with store.jobs.record("Say hello", task_type="greeting", api_type="claude") as call:
+            [text async for text in call.stream(client, model="any")]
+    assert (server.requests, await store.jobs.count()) == ([], 1)
+
+
 @pytest.mark.full
 def test_types_are_the_original_s() -> None:
     command = [sys.executable, "-m", "mypy", "--follow-imports=silent", __file__]
