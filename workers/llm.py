@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 from jobstore import InvalidArgument, InvalidJob, UnknownPolicy
-from jobstore.providers import Category, ProviderError, adapter_of
-from jobstore.providers.recording import check_policy
+from jobstore.providers import Category, ProviderError, Request
+from jobstore.providers.recording import adapter_to_ask, check_policy
 from jobstore.workers.context import JobContext
 from jobstore.workers.outcomes import Fail, Outcome, Retry
 
@@ -32,7 +32,8 @@ class LLMHandler:
 
     def __post_init__(self) -> None:
         """Refuse what no job could be done with."""
-        check_policy(self.on_unknown, adapter_of(self.client))
+        check_policy(self.on_unknown, adapter_to_ask(self.client))
+        Request(**{"model": "any", "prompt": "any", **self.defaults})
 
     async def __call__(self, job: JobContext) -> None:
         """Ask, and stream the answer.

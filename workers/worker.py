@@ -172,7 +172,8 @@ class Worker:
             **defaults: Fields of the request that hold where the job says nothing, such as `model`.
 
         Raises:
-            InvalidArgument: There is such a handler already, or an argument cannot be accepted.
+            InvalidArgument: There is such a handler already, or an argument cannot be accepted; also a client that
+                `recorded` made, whose calls would have two jobs each.
 
         Example:
             >>> worker.handles_llm("pathfinder", client=AsyncAnthropic(), model="claude-opus-5-5", max_tokens=4000)

@@ -27,7 +27,7 @@ def _row(call: ApiCall) -> list[Cell]:
         _seconds(call.time_to_first_token),
         _count(call.input_tokens),
         _count(call.output_tokens),
-        "" if call.cost is None else f"{'about ' if call.cost_is_estimated else ''}${call.cost:.4f}",
+        "" if call.cost is None else f"{'about ' if call.cost_is_estimated else ''}${call.cost:.6f}",
         one_line(call.model_answered or call.model_asked or call.provider),
         one_line(call.request_id or ""),
         one_line(f"{error}{wait}"),

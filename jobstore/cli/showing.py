@@ -205,7 +205,7 @@ def _usage(job: Job) -> str:
         "reasoning": job.reasoning_tokens,
     }
     parts = [f"{count:,} {name}" for name, count in counts.items() if count is not None]
-    return ", ".join(([f"tokens: {', '.join(parts)}"] if parts else []) + ([f"${job.cost:.4f}"] if job.cost else []))
+    return ", ".join(([f"tokens: {', '.join(parts)}"] if parts else []) + ([f"${job.cost:.6f}"] if job.cost else []))
 
 
 def _attempt_row(attempt: Attempt) -> list[Cell]:

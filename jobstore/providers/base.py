@@ -96,6 +96,7 @@ class Answer(ABC):
             request_id=self.request_id,
             code=code,
             provider_message=message,
+            raw_usage=self.raw_usage,
         )
 
     def start(self, response_id: str | None, model: str | None) -> list[Event]:

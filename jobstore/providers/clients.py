@@ -60,7 +60,11 @@ def _sdk(api_type: str) -> str:
 def _anthropic() -> object:
     from anthropic import AsyncAnthropic  # noqa: PLC0415 - only for those who ask
 
-    return AsyncAnthropic(max_retries=0)
+    client = AsyncAnthropic(max_retries=0)
+    sent = {name.lower() for name in client.default_headers}
+    if client.credentials is None and not sent & {"authorization", "x-api-key"}:
+        raise LookupError("no credentials")  # the SDK would tell with the first request
+    return client
 
 
 def _openai() -> object:

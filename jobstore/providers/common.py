@@ -114,5 +114,6 @@ def _category(error: Exception) -> Category | None:
 
 
 def refused_by_sdk(provider: str, error: Exception) -> ProviderError:
-    """Return what it means that an SDK did not take its arguments, such as options that it does not know."""
-    return ProviderError(provider, "invalid_request", code=type(error).__name__, provider_message=str(error))
+    """Return what it means that an SDK sends nothing: it has no key, or does not know an option."""
+    category: Category = "authentication" if "resolve authentication" in str(error) else "invalid_request"
+    return ProviderError(provider, category, code=type(error).__name__, provider_message=str(error))

@@ -9,7 +9,10 @@ The hierarchy::
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Literal
+
+from pydantic import JsonValue
 
 from jobstore.errors import JobStoreError
 
@@ -55,6 +58,7 @@ class ProviderError(JobStoreError):
         http_status: The status of the response, if there was one: 200 when the failure came inside a stream.
         request_id: What the provider's support asks for.
         code: The provider's own short name of the failure, or the name of the network error.
+        raw_usage: The token counts in the provider's own terms, as far as the response had told them.
         provider_message: The provider's own words. They may quote the request, so the error's message
             leaves them out; take care where you show them.
     """
@@ -70,6 +74,7 @@ class ProviderError(JobStoreError):
         request_id: str | None = None,
         code: str | None = None,
         provider_message: str | None = None,
+        raw_usage: Mapping[str, JsonValue] | None = None,
     ) -> None:
         self.provider = provider
         self.category: Category = category
@@ -79,6 +84,7 @@ class ProviderError(JobStoreError):
         self.request_id = _short(request_id)
         self.code = _short(code)
         self.provider_message = provider_message
+        self.raw_usage = dict(raw_usage or {})
         status = f"HTTP {http_status}" if http_status is not None else None
         request = f"request {self.request_id}" if self.request_id is not None else None
         known = ", ".join(part for part in (status, self.code, request) if part is not None)

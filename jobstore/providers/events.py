@@ -61,7 +61,8 @@ class ToolCall(Model):
     """The result is sent back with it."""
     name: Annotated[str, Field(min_length=1)]
     arguments: str = Field(repr=False)
-    """A JSON object as the model wrote it: it may be none, or not what the tool's schema asks for."""
+    """A JSON object as the model wrote it: it may be none, or not what the tool's schema asks for. Custom tools of
+    OpenAI's are given any text."""
 
     signature: str | None = Field(default=None, repr=False)
     """What Gemini wants back with the call, and what means nothing to anyone else."""

@@ -114,7 +114,7 @@ class Tee(httpx2.AsyncByteStream):
     Args:
         stream: The body.
         exchange: Is told.
-        ended: Awaited when it has passed, or is left.
+        ended: Awaited once, when it has passed or is left.
     """
 
     def __init__(
@@ -123,6 +123,7 @@ class Tee(httpx2.AsyncByteStream):
         self._stream = stream
         self._exchange = exchange
         self._ended = ended
+        self._has_ended = False
         self._loop = asyncio.get_running_loop()
 
     def __del__(self) -> None:
@@ -144,7 +145,7 @@ class Tee(httpx2.AsyncByteStream):
             raise
         if not self._exchange.is_over:
             self._exchange.end()
-        await self._ended()
+        await self._end()
 
     async def aclose(self) -> None:
         """Close the body; what has not passed is not wanted."""
@@ -152,7 +153,12 @@ class Tee(httpx2.AsyncByteStream):
             await self._stream.aclose()
         finally:
             self._exchange.leave_rest()
-        await self._ended()
+        await self._end()
+
+    async def _end(self) -> None:
+        if not self._has_ended:
+            self._has_ended = True
+            await self._ended()
 
 
 class Listener(Protocol):
@@ -205,7 +211,7 @@ class TappedClient(httpx2.AsyncClient):
         except BaseException:
             exchange.leave()
             raise
-        streamed = bool(options.get("stream"))
+        streamed = bool(options.get("stream")) and not response.is_closed  # as one from a cache is
         if streamed and isinstance(response.stream, httpx2.AsyncByteStream):
             response.stream = Tee(response.stream, exchange, lambda: listener.ended(exchange))
         exchange.respond(response, streamed=streamed)

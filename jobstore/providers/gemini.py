@@ -83,9 +83,13 @@ class GeminiAnswer(Answer):
     @staticmethod
     def usage(raw: Mapping[str, Any]) -> Usage:
         """Gemini counts what tools gave to the prompt, and thoughts, apart; jobstore's counts are of all tokens."""
+        asked = _sum(raw, "promptTokenCount", "toolUsePromptTokenCount")
+        answered = _sum(raw, "candidatesTokenCount", "thoughtsTokenCount")
+        if answered is None and asked is not None and count(raw.get("totalTokenCount")) == asked:
+            answered = 0  # which is left out, as for a prompt that was blocked
         return Usage(
-            input_tokens=_sum(raw, "promptTokenCount", "toolUsePromptTokenCount"),
-            output_tokens=_sum(raw, "candidatesTokenCount", "thoughtsTokenCount"),
+            input_tokens=asked,
+            output_tokens=answered,
             cache_read_tokens=count(raw.get("cachedContentTokenCount")),
             reasoning_tokens=count(raw.get("thoughtsTokenCount")),
         )

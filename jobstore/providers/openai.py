@@ -71,9 +71,11 @@ class ResponsesAnswer(Answer):
         return [Text(text)]
 
     def _finish_item(self, item: Any) -> list[Event]:  # noqa: ANN401 - a union of three dozen
-        if item.type != "function_call":
-            return []
-        return [self.call(item.call_id, item.name, item.arguments)]
+        if item.type == "function_call":
+            return [self.call(item.call_id, item.name, item.arguments)]
+        if item.type == "custom_tool_call":
+            return [self.call(item.call_id, item.name, item.input)]
+        return []
 
     def _end(self, response: Response) -> list[Event]:
         """The whole response comes again at its end: completed, incomplete or failed."""

@@ -71,19 +71,20 @@ class ChatAnswer(Answer):
         return events
 
     def _collect(self, index: int, call: Any) -> None:  # noqa: ANN401 - a call, or a part of one
-        """Put a call together: its id and name come with its first part."""
+        """Put a call together: its id and name come with its first part; what a custom tool is given is its input."""
         known = self._parts.setdefault(index, {"id": "", "name": "", "arguments": ""})
         known["id"] = call.id or known["id"]
-        if call.function is not None:
-            known["name"] = call.function.name or known["name"]
-            known["arguments"] += call.function.arguments or ""
+        said = call.to_dict()
+        called = part(said, "function") or part(said, "custom")
+        known["name"] = called.get("name") or known["name"]
+        known["arguments"] += called.get("arguments") or called.get("input") or ""
 
     def _finish(self, reason: str | None) -> list[Event]:
         if reason is None:
             return []
         self.reason = reason
         calls, self._parts = list(self._parts.values()), {}
-        return [self.call(call["id"], call["name"], call["arguments"]) for call in calls]
+        return [self.call(call["id"], call["name"], call["arguments"]) for call in calls if call["name"]]
 
     @staticmethod
     def usage(raw: Mapping[str, Any]) -> Usage:

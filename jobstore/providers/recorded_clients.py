@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from jobstore.errors import InvalidArgument
 from jobstore.models import check_identifier
-from jobstore.providers.registry import adapter_of
+from jobstore.providers.registry import adapter_of, recorder_of
 
 if TYPE_CHECKING:
     from jobstore.providers.sdk_calls import Recorder
@@ -41,7 +41,8 @@ def recorded(
     Args:
         client: An `AsyncAnthropic`, an `AsyncOpenAI`, or a `genai.Client` (whose `aio` is recorded) or its `aio`. It
             stays as it is; connections are shared, and closing the recorded one closes them.
-        store: Where to record. It is open while the client is used, in the same event loop.
+        store: Where to record. It is open while the client is used, in the same event loop. When it closes, it records
+            first what came until then of streams that nobody has closed, and nothing later.
         task_type: Of the jobs.
         session_id: Of the jobs.
         strict: Whether a call that cannot be recorded fails with what went wrong. Otherwise that is logged, and counted
@@ -73,9 +74,7 @@ def unrecorded(client: object) -> int:
     Raises:
         InvalidArgument: It is none that `recorded` returned.
     """
-    aio = getattr(client, "aio", client)
-    http = getattr(getattr(aio, "_api_client", None), "_async_httpx_client", getattr(aio, "_client", None))
-    recorder = getattr(http, "recorder", None)
+    recorder: Any = recorder_of(client)
     if recorder is None:
         raise InvalidArgument("client", "is not recorded: use what recorded() returned")
     troubles: int = recorder.troubles

@@ -20,7 +20,7 @@ from jobstore.providers.base import Adapter
 from jobstore.providers.errors import ProviderError
 from jobstore.providers.events import Done, Event, Reasoning, Responded, Sending, Started, Text, ToolCall
 from jobstore.providers.pricing import PriceOf, load_prices
-from jobstore.providers.registry import NAMES, adapter_for, adapter_of
+from jobstore.providers.registry import NAMES, adapter_for, adapter_of, recorder_of
 from jobstore.providers.request import Request
 from jobstore.repositories.answers import AttemptAnswer
 from jobstore.repositories.calls import CallRepository
@@ -153,6 +153,8 @@ class CallRecorder:
 
     def _settlement(self, error: BaseException | None) -> Settlement:
         if not self._is_complete:
+            if isinstance(error, ProviderError) and error.raw_usage:
+                self._known["raw_usage"] = error.raw_usage
             self._price()
         first = None if self._first_at is None else self._first_at - self._sent_at
         return Settlement(
@@ -298,15 +300,26 @@ def adapter_for_job(job: Job, client: object) -> Adapter:
     """Return the adapter that speaks to the API of a job through a client: the client's, unless the job says more.
 
     Raises:
-        InvalidArgument: The job is for another provider's API, or the client is none that is known.
+        InvalidArgument: The job is for another provider's API, or the client is none that can be asked.
     """
-    adapter = adapter_of(client)
+    adapter = adapter_to_ask(client)
     if job.api_type not in NAMES:
         return adapter
     wanted = adapter_for(job.api_type) if NAMES[job.api_type] != adapter.name else adapter
     if wanted.provider != adapter.provider:
         raise InvalidArgument("client", f"is {adapter.provider}'s, but the job is for {job.api_type}")
     return wanted
+
+
+def adapter_to_ask(client: object) -> Adapter:
+    """Return the adapter that works with a client whose calls are going to be recorded.
+
+    Raises:
+        InvalidArgument: The client is none that is known, or records its calls itself: each would have two jobs.
+    """
+    if recorder_of(client) is not None:
+        raise InvalidArgument("client", "records its calls itself: give the one that recorded() was given")
+    return adapter_of(client)
 
 
 def check_policy(policy: object, adapter: Adapter) -> UnknownPolicy:

@@ -68,3 +68,10 @@ def adapter_of(client: object) -> Adapter:
     raise InvalidArgument(
         "client", f"must be an AsyncAnthropic, an AsyncOpenAI or a genai.Client, not {type(client).__qualname__}"
     )
+
+
+def recorder_of(client: object) -> object | None:
+    """Return what records the calls of a client that `recorded` made; None for any other."""
+    aio = getattr(client, "aio", client)
+    http = getattr(getattr(aio, "_api_client", None), "_async_httpx_client", getattr(aio, "_client", None))
+    return getattr(http, "recorder", None)

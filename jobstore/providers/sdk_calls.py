@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import httpx2
 
+from jobstore.errors import StoreClosed
 from jobstore.providers.asked import Asked
 from jobstore.providers.base import Adapter
 from jobstore.providers.common import presentable
@@ -95,6 +96,7 @@ class Recording:
         self._task: asyncio.Task[None] | None = None
         self._trouble: Exception | None = None
         self._closed = False
+        self._api_type = "a model"
 
     @property
     def is_over(self) -> bool:
@@ -111,13 +113,14 @@ class Recording:
         if asked is None:
             return None
         if self._task is None:
+            self._api_type = asked.api_type
             self._task = asyncio.get_running_loop().create_task(self._record(asked))
         exchange = Exchange()
         self._exchanges.append(exchange)
         if self._task.done():
             exchange.hang_up()
         self._waiting.put_nowait(exchange)
-        await self._patiently(exchange.begun)
+        await self._patiently(exchange.begun.wait())
         if self._trouble is not None and self._recorder.strict:
             raise Refused
         return exchange
@@ -128,9 +131,8 @@ class Recording:
         Raises:
             JobStoreError: It could not be recorded whole, and that is to be told.
         """
-        await self._patiently(exchange.heard)
+        await self._patiently(self._recorded(exchange))
         if self.is_over:
-            await self.settled()
             self.raise_trouble()
 
     def close(self) -> None:
@@ -147,7 +149,21 @@ class Recording:
     async def settled(self) -> None:
         """Wait until the job has ended."""
         if self._task is not None:
-            await asyncio.wait([self._task], timeout=self._patience)
+            await self._patiently(asyncio.wait([self._task]))
+
+    async def _end_early(self) -> None:
+        """Record what was heard until now, because the store is about to close."""
+        goes_on = not self._closed
+        self.close()
+        self.leave()
+        await self.settled()
+        if goes_on and self._trouble is None:
+            self._note_trouble(StoreClosed("the store was closed while the call was under way: close it after"))
+
+    def _note_trouble(self, error: Exception) -> None:
+        self._trouble = error
+        self._recorder.troubles += 1
+        logger.warning("a call to %s could not be recorded whole: %s", self._api_type, type(error).__name__)
 
     def raise_trouble(self) -> None:
         """Tell what went wrong, if that is wanted.
@@ -158,24 +174,24 @@ class Recording:
         if self._trouble is not None and self._recorder.strict:
             raise self._trouble
 
-    @property
-    def _patience(self) -> float | None:
-        return None if self._recorder.strict else PATIENCE
+    async def _recorded(self, exchange: Exchange) -> None:
+        await exchange.heard.wait()
+        if self.is_over:
+            await self.settled()
 
-    async def _patiently(self, event: asyncio.Event) -> None:
+    async def _patiently(self, recording: Awaitable[object]) -> None:
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(self._patience):
-                await event.wait()
+            async with asyncio.timeout(None if self._recorder.strict else PATIENCE):
+                await recording
 
     async def _record(self, asked: Asked) -> None:
         try:
-            await self._record_job(asked)
+            with self._recorder.store.calls.ended_with_store(self._end_early):
+                await self._record_job(asked)
         except (ProviderError, asyncio.CancelledError):
             pass  # how the call ended: that is recorded, and the program's own to bear
         except Exception as error:  # noqa: BLE001 - whatever it is, the call goes on
-            self._trouble = error
-            self._recorder.troubles += 1
-            logger.warning("a call to %s could not be recorded whole: %s", asked.api_type, type(error).__name__)
+            self._note_trouble(error)
         finally:
             for exchange in self._exchanges:
                 exchange.hang_up()

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from uuid_utils import uuid7
 
-from jobstore.aio import finish, in_thread
+from jobstore.aio import finish, in_thread, together
 from jobstore.disk import DiskGuard
 from jobstore.engines import base
 from jobstore.engines.base import Abandoned, Engine, Request, StoreStats
@@ -48,6 +48,9 @@ class Backend:
         inline_limit: Bytes up to which a text stays in its row.
         max_output_bytes: Bytes that one answer may have.
         disk: Keeps some room for what is under way.
+
+    Attributes:
+        to_end_first: Ends what still writes by itself, before the store closes.
     """
 
     def __init__(
@@ -67,6 +70,7 @@ class Backend:
         self._outputs_place = outputs_place
         self._outputs: Outputs | None = None
         self._background: set[asyncio.Task[Any]] = set()
+        self.to_end_first: set[Callable[[], Coroutine[Any, Any, None]]] = set()
         self._loop = asyncio.get_running_loop()
         self._process = os.getpid()
         self._closed = False
@@ -89,6 +93,7 @@ class Backend:
     async def close(self) -> None:
         """Finish what was accepted, then release everything."""
         self.check_usable()
+        await together([end() for end in list(self.to_end_first)])
         self._closed = True
         await self._leases.close()
         await self.engine.close()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import builtins
-from typing import get_args
+import contextlib
+from collections.abc import Callable, Coroutine, Iterator
+from typing import Any, get_args
 
 from jobstore.calls import ApiCall, Settlement, UnknownPolicy
 from jobstore.errors import InvalidArgument
@@ -91,6 +93,19 @@ class CallRepository:
     def settle_soon(self, call: ApiCall, settlement: Settlement) -> None:
         """Let what became of a call be noted by itself, without waiting for it: its attempt has ended."""
         self._backend.write_soon(calls.settle, _settled(call, settlement))
+
+    @contextlib.contextmanager
+    def ended_with_store(self, end: Callable[[], Coroutine[Any, Any, None]]) -> Iterator[None]:
+        """Should the store close meanwhile, let it end first what records calls beside the program, and wait for that.
+
+        Args:
+            end: Ends it, and returns when all that is known is recorded.
+        """
+        self._backend.to_end_first.add(end)
+        try:
+            yield
+        finally:
+            self._backend.to_end_first.discard(end)
 
     async def list(self, job_id: str) -> builtins.list[ApiCall]:
         """Return the calls of a job, of all its attempts, the first first; none of an unknown job.

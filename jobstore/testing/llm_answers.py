@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
+from jobstore.errors import InvalidArgument
 from jobstore.models import Usage
 from jobstore.providers import ToolCall
 
@@ -81,6 +82,11 @@ class Answer:
     reasoning: str = field(default="", repr=False)
     tool_calls: tuple[ToolCall, ...] = ()
 
+    def __post_init__(self) -> None:
+        """Refuse a misspelt ending: the test would see another one, and pass or fail of that."""
+        if self.ending not in get_args(Ending):
+            raise InvalidArgument("ending", f"must be one of {', '.join(get_args(Ending))}")
+
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
@@ -106,6 +112,11 @@ class Refusal:
     retry_after: float | str | None = None
     headers: dict[str, str] = field(default_factory=dict)
     details: tuple[dict[str, Any], ...] = ()
+
+    def __post_init__(self) -> None:
+        """Refuse a misspelt failure."""
+        if not isinstance(self.status, int) and self.status not in get_args(Failure):
+            raise InvalidArgument("status", f"must be an HTTP status or one of {', '.join(get_args(Failure))}")
 
     @property
     def words(self) -> str:

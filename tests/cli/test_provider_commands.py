@@ -64,12 +64,14 @@ async def test_several_processes_get_the_same_options(migrated: Path) -> None:
         assert (call.on_unknown, call.error_category) == ("hold", "invalid_request")
 
 
-def test_providers_that_cannot_be_asked_are_refused(command: Command) -> None:
+def test_providers_that_cannot_be_asked_are_refused(command: Command, tmp_path: Path) -> None:
     assert "there is no adapter for 'mine'" in command.misused("work", "--providers", "claude,mine")
     assert "either MODULE or --providers" in command.misused("work", "module", "--providers", "claude")
     assert "either MODULE or --providers" in command.misused("work", "--drain")
     command.environment |= {"OPENAI_API_KEY": "", "GEMINI_API_KEY": "any"}
+    command.environment |= {"ANTHROPIC_API_KEY": "", "ANTHROPIC_AUTH_TOKEN": "", "HOME": str(tmp_path)}
     assert "set OPENAI_API_KEY" in command.misused("work", "--providers", "openai")
+    assert "set ANTHROPIC_API_KEY" in command.misused("work", "--providers", "claude", "--drain")
     keys = ("--on-unknown", "idempotency_key")
     assert "takes no idempotency keys" in command.misused("work", "--providers", "gemini", *keys)
 
@@ -88,13 +90,16 @@ def test_the_calls_of_a_job_are_shown(command: Command, act: Act[None]) -> None:
         await store.calls.settle(
             made, Settlement(status=CallStatus.SUCCEEDED, usage=usage, request_id="req_7", duration=1.25)
         )
+        small = await store.calls.begin(claim, provider="google", model="gemini-3.8-flash")
+        await store.calls.settle(small, Settlement(status=CallStatus.SUCCEEDED, usage=Usage(cost=0.0000042)))
 
     act(call)
     shown = command.ok("show", job_id)
     assert "rate_limited, asks to wait 2.5 s" in shown
     assert all(part in shown for part in ("succeeded", "1,200", "$0.0042", "req_7", "claude-opus-5-5"))
+    assert "$0.000004" in shown  # not as if it were free
     document = command.json("show", job_id)
-    assert [made["status"] for made in document["calls"]] == ["failed", "succeeded"]
+    assert [made["status"] for made in document["calls"]] == ["failed", "succeeded", "succeeded"]
 
 
 def test_a_job_that_is_held_says_so(command: Command, act: Act[None]) -> None:

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
 from anthropic.types import Message
 from google.genai.types import GenerateContentResponse
-from openai.types.chat import ChatCompletion
-from openai.types.responses import Response, ResponseCompletedEvent, ResponseErrorEvent
+from openai.types.chat import ChatCompletion, ChatCompletionChunk
+from openai.types.responses import (
+    Response,
+    ResponseCompletedEvent,
+    ResponseErrorEvent,
+    ResponseOutputItemDoneEvent,
+)
 
 from jobstore import Usage
+from jobstore.providers import Answer as AdapterAnswer
 from jobstore.providers import (
     Done,
     Event,
@@ -116,6 +123,11 @@ RAW: dict[API, dict[str, Any]] = {
 }
 
 
+async def test_an_answer_without_tokens_has_0_and_not_an_unknown_number(server: LLMServer, speaker: Speaker) -> None:
+    server.script(Answer("", usage=Usage(input_tokens=5, output_tokens=0)))
+    assert usage_of(await speaker.ask()).output_tokens == 0
+
+
 async def test_the_providers_own_counts_are_kept(server: LLMServer, speaker: Speaker) -> None:
     server.script(Answer("Hello", usage=COUNTS))
     assert done_of(await speaker.ask()).raw_usage == RAW[speaker.api]
@@ -195,6 +207,7 @@ async def test_an_answer_that_was_withheld_is_none_but_its_tokens_are_known(
     heard, error = await speakers[api].ask_and_fail()
     assert (error.category, error.retryable, error.code) == ("content_filtered", False, reason)
     assert usage_of(heard).output_tokens == 9
+    assert error.raw_usage  # it is paid for, by counts that only the provider's own words may have
 
 
 WHOLE: dict[API, Any] = {
@@ -246,6 +259,44 @@ async def test_a_refusal_of_openais_models_is_no_answer(openai: Speaker, openai_
         with pytest.raises(ProviderError) as refused:
             answer.done()
         assert (refused.value.category, refused.value.code) == ("content_filtered", "refusal")
+
+
+SHELL = {"name": "shell", "input": "ls -l"}
+SHELL_CALL = ToolCall(id="call_a", name="shell", arguments="ls -l")
+NAMELESS = {"index": 1, "id": "call_b", "type": "function", "function": {"name": "", "arguments": ""}}
+COUNTED = {"prompt_tokens": 7, "completion_tokens": 2, "total_tokens": 9}
+
+
+async def test_a_call_of_a_custom_tool_is_one_too(openai: Speaker) -> None:
+    item = {"type": "custom_tool_call", "id": "i", "call_id": "call_a", **SHELL}
+    whole = Response.construct(id="r", model="m", status="completed", output=[item])
+    streamed = [
+        ResponseOutputItemDoneEvent.construct(type="response.output_item.done", item=item),
+        ResponseCompletedEvent.construct(type="response.completed", response=whole),
+    ]
+    first, second = openai.adapter.answer(), openai.adapter.answer()
+    for answer, events in (first, first.read(whole)), (second, hear_all(second, streamed)):
+        assert of_type(events, ToolCall) == [SHELL_CALL]
+        assert answer.done().finish_reason == "tool_calls"
+
+
+async def test_so_it_is_in_chats_and_calls_without_a_name_are_none(openai_chat: Speaker) -> None:
+    end = {"index": 0, "finish_reason": "tool_calls"}
+    said: dict[str, Any] = {"id": "c", "model": "m", "usage": COUNTED}
+    calls = [{"id": "call_a", "type": "custom", "custom": SHELL}, NAMELESS]
+    whole = ChatCompletion.construct(**said, choices=[{**end, "message": {"tool_calls": calls}}])
+    begun = {"index": 0, "id": "call_a", "type": "custom", "custom": {"name": "shell", "input": ""}}
+    deltas = [{"tool_calls": [begun, NAMELESS]}, {"tool_calls": [{"index": 0, "custom": {"input": "ls -l"}}]}]
+    streamed = [ChatCompletionChunk.construct(id="c", choices=[{"index": 0, "delta": delta}]) for delta in deltas]
+    streamed.append(ChatCompletionChunk.construct(**said, choices=[{**end, "delta": {}}]))
+    first, second = openai_chat.adapter.answer(), openai_chat.adapter.answer()
+    for answer, events in (first, first.read(whole)), (second, hear_all(second, streamed)):
+        assert of_type(events, ToolCall) == [SHELL_CALL]
+        assert (answer.done().finish_reason, usage_of(events).output_tokens) == ("tool_calls", 2)
+
+
+def hear_all(answer: AdapterAnswer, said: Iterable[object]) -> list[Event]:
+    return [heard for event in said for heard in answer.hear(event)]
 
 
 async def test_a_prompt_that_gemini_blocks_has_no_answer(gemini: Speaker) -> None:

@@ -227,6 +227,20 @@ async def test_credentials_that_cannot_be_loaded_are_an_authentication_error(ser
     assert server.requests == []
 
 
+class Keyless(AsyncAnthropic):
+    """A kind that looks for no credentials in files."""
+
+
+async def test_a_client_without_a_key_is_an_authentication_error(
+    server: LLMServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN", "ANTHROPIC_CUSTOM_HEADERS"):
+        monkeypatch.delenv(name, raising=False)
+    async with Keyless(base_url=server.url) as client:
+        _, error = await Speaker("anthropic", adapter_of(client), client).ask_and_fail()
+    assert (error.category, error.retryable, server.requests) == ("authentication", False, [])
+
+
 @pytest.mark.parametrize("api", ["anthropic", "openai", "openai_chat"])
 async def test_options_that_the_sdk_does_not_take_are_an_invalid_request(server: LLMServer, api: API) -> None:
     async with speaking(api, server.url) as speaker:

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+from typing import Any
 
 import anthropic
 import httpx2
@@ -273,6 +274,11 @@ def test_bad_arguments_are_named() -> None:
         LLMServer(chunk_size=0)
     with pytest.raises(InvalidArgument, match="delay"):
         LLMServer(delay=-1.0)
+    misspelt: Any = "aborted"
+    with pytest.raises(InvalidArgument, match="ending"):
+        Answer("text", ending=misspelt)
+    with pytest.raises(InvalidArgument, match="status"):
+        Refusal(misspelt)
 
 
 def test_only_a_first_line_that_asks_for_a_long_plan_gets_one() -> None:

@@ -103,6 +103,18 @@ async def test_an_answer_that_was_left_is_not_completed(store: JobStore, server:
     await asyncio.wait_for(server.idle(), 30)
 
 
+async def test_the_counts_of_a_withheld_answer_are_kept_as_the_provider_said_them(
+    store: JobStore, server: LLMServer, client: object
+) -> None:
+    server.script(Answer("I can", stop_reason="refusal", usage=COUNTS))
+    with suppress(ProviderError):
+        async with store.jobs.record("Say hello", task_type="greeting", api_type="claude") as call:
+            await text_of(call, client)
+    [made] = await store.calls.list(call.job.id)
+    assert made.error_category == "content_filtered"
+    assert (made.raw_usage or {})["output_tokens"] == made.output_tokens == COUNTS.output_tokens
+
+
 async def test_a_text_of_one_s_own_counts_for_the_answer(store: JobStore, server: LLMServer, client: object) -> None:
     server.script(HALF)
     async with store.jobs.record("Say hello", task_type="greeting", api_type="claude") as call:

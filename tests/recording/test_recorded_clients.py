@@ -8,13 +8,15 @@ import gzip
 import logging
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, assert_type
 
+import httpx2
 import pytest
 from anthropic import AsyncAnthropic, AsyncAnthropicVertex
 from anthropic.types import Message
@@ -25,15 +27,22 @@ from pydantic import BaseModel
 from jobstore import DiskFull, InvalidArgument, Job, JobStatus, JobStore, JobStoreError, StoreClosed
 from jobstore.calls import ApiCall
 from jobstore.operations.promotion import end_leases
-from jobstore.providers import recorded, unrecorded
+from jobstore.providers import adapter_of, recorded, sdk_calls, unrecorded
 from jobstore.providers.gemini import _leave as leave
 from jobstore.testing import Answer, LLMServer, Refusal
-from jobstore.testing.llm_answers import API, Script
+from jobstore.testing.llm_answers import API, LLMRequest, Script
 from tests.conformance.support import eventually
 from tests.providers.support import APIS, MODELS, PRIVATE, Speaker, raw_server, speaking
 
 NOW = {"retry-after-ms": "1"}
 HALF = "first half "
+STREAM = (
+    b'data: {"id": "c", "choices": [{"index": 0, "delta": {"content": "Hello"}}]}\n\n'
+    b'data: {"id": "c", "choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}\n\n'
+    b"data: [DONE]\n\n"
+)
+ENDS = ("message_stop", "response.completed", "finish_reason='stop'", "FinishReason.STOP")
+"""How each SDK shows the end of an answer."""
 TEXT = "first half second half"
 REPLIES: dict[str, tuple[Script, ...]] = {
     "ok": (Answer("Grüße an 🌍 \0 alle", chunk_size=3),),
@@ -314,6 +323,54 @@ async def test_a_store_that_is_closed_does_not_stop_the_call(
     assert (server.requests, unrecorded(strict)) == ([], 1)
 
 
+async def test_a_store_that_closes_records_first_what_came_until_then(
+    database: Path, server: LLMServer, speaker: Speaker
+) -> None:
+    server.script(Answer(TEXT, ending="stall", chunk_size=4), Answer(TEXT, chunk_size=4))
+    async with JobStore(database, migrate=True) as store:
+        client = recorded(speaker.client, store, task_type="ask")
+        left = await ask(speaker, client, streamed=True)
+        async for piece in left:
+            if "'lf '" in str(piece):
+                break
+        read = await ask(speaker, client, streamed=True)
+        async for piece in read:
+            if any(end in str(piece) for end in ENDS):
+                break  # whoever has seen the end need not read on, nor close the stream
+    async with JobStore(database) as store:
+        whole, part = (await store.jobs.list()).items
+        assert (part.status, (await store.calls.list(part.id))[0].status) == (JobStatus.CANCELED, "canceled")
+        assert HALF.startswith(await store.jobs.read_response(part.id) or "none")
+        assert (whole.status, (await store.calls.list(whole.id))[0].status) == (JobStatus.COMPLETED, "succeeded")
+        assert await store.jobs.read_response(whole.id) == TEXT
+    for stream in (left, read):
+        await (leave(stream) if speaker.api == "gemini" else stream.close())
+
+
+@pytest.mark.parametrize("strict", [False, True])
+async def test_a_call_that_outlives_the_store_is_told_of(
+    database: Path,
+    server: LLMServer,
+    client_of_claude: AsyncAnthropic,
+    strict: bool,  # noqa: FBT001
+) -> None:
+    is_closed = asyncio.Event()
+
+    async def late(_request: LLMRequest) -> Answer:
+        await is_closed.wait()
+        return Answer(TEXT)
+
+    server.script(late)
+    async with JobStore(database, migrate=True) as store:
+        client = recorded(client_of_claude, store, task_type="ask", strict=strict)
+        asking = asyncio.create_task(outcome(Speaker("anthropic", adapter_of(client), client), client, streamed=False))
+        await eventually(lambda: len(server.requests) == 1)
+    is_closed.set()
+    [(kind, *_)] = await asking
+    assert kind is (StoreClosed if strict else Message)
+    assert unrecorded(client) == 1
+
+
 async def test_a_full_disk_does_not_stop_the_call(
     store: JobStore, speaker: Speaker, server: LLMServer, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -329,6 +386,41 @@ async def test_a_full_disk_does_not_stop_the_call(
     with pytest.raises(DiskFull):
         await ask(speaker, strict, streamed=False, prompt=prompt)
     assert len(server.requests) == 2
+
+
+async def test_a_stream_waits_for_its_recording_once_at_either_end(
+    database: Path, client_of_claude: AsyncAnthropic, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits: list[float] = []
+    timeout = asyncio.timeout
+
+    def counted(seconds: float | None) -> asyncio.Timeout:
+        if seconds == sdk_calls.PATIENCE:
+            waits.append(seconds)
+        return timeout(seconds)
+
+    monkeypatch.setattr(sdk_calls, "PATIENCE", 0.0123)
+    monkeypatch.setattr(asyncio, "timeout", counted)
+    message: Any = [{"role": "user", "content": "Hi"}]
+    async with JobStore(database, migrate=True) as store:
+        client = recorded(client_of_claude, store, task_type="ask")
+        with locked(database):
+            async with client.messages.stream(model="any", max_tokens=9, messages=message) as stream:
+                await stream.until_done()
+            assert len(waits) == 2
+
+        async def is_recorded() -> bool:
+            return await store.jobs.count(status="completed") == 1
+
+        await eventually(is_recorded)
+
+
+@contextmanager
+def locked(database: Path) -> Iterator[None]:
+    """Let nobody else write into a database."""
+    with closing(sqlite3.connect(database, isolation_level=None)) as connection:
+        connection.execute("BEGIN IMMEDIATE")
+        yield
 
 
 @pytest.mark.parametrize("strict", [False, True])
@@ -378,6 +470,18 @@ async def test_a_compressed_response_is_understood(store: JobStore) -> None:
     assert job.error_type == "overloaded"
 
 
+async def test_a_stream_that_was_read_before_as_from_a_cache_is_understood(store: JobStore) -> None:
+    kept = httpx2.Response(200, headers={"content-type": "text/event-stream"}, content=STREAM)
+    async with httpx2.AsyncClient(transport=httpx2.MockTransport(lambda _: kept)) as http:
+        client = recorded(AsyncOpenAI(api_key="any", http_client=http), store, task_type="ask")
+        message: Any = [{"role": "user", "content": "Hi"}]
+        stream = await client.chat.completions.create(model="any", messages=message, stream=True)
+        assert "".join([chunk.choices[0].delta.content or "" async for chunk in stream]) == "Hello"
+    job, [call] = await last(store)
+    assert (job.status, call.status) == (JobStatus.COMPLETED, "succeeded")
+    assert await store.jobs.read_response(job.id) == "Hello"
+
+
 async def test_what_asks_no_model_is_not_recorded(store: JobStore, speakers: dict[API, Speaker]) -> None:
     client = recorded(speakers["openai"].client, store, task_type="ask")
     with pytest.raises(Exception, match="404"):
@@ -424,6 +528,16 @@ def test_what_cannot_be_recorded_is_refused(store: JobStore) -> None:
     vertex: Any = object.__new__(AsyncAnthropicVertex)
     with pytest.raises(InvalidArgument, match="Vertex"):
         recorded(vertex, store, task_type="ask")
+
+
+async def test_a_client_that_records_by_itself_is_not_asked_for_a_job(
+    store: JobStore, server: LLMServer, client_of_claude: AsyncAnthropic
+) -> None:
+    client = recorded(client_of_claude, store, task_type="ask")
+    with pytest.raises(InvalidArgument, match="recorded"):
+        async with store.jobs.record("Say hello", task_type="greeting", api_type="claude") as call:
+            [text async for text in call.stream(client, model="any")]
+    assert (server.requests, await store.jobs.count()) == ([], 1)
 
 
 @pytest.mark.full

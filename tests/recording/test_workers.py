@@ -13,7 +13,7 @@ import pytest
 from anthropic import AsyncAnthropic
 
 from jobstore import CallStatus, InvalidArgument, Job, JobStatus, JobStore, Usage
-from jobstore.providers import ProviderError, ToolCall, recording
+from jobstore.providers import ProviderError, ToolCall, recorded, recording
 from jobstore.providers.cost import price
 from jobstore.testing import Answer, FakeClock, LLMServer, Refusal
 from jobstore.testing.llm_answers import API
@@ -434,6 +434,7 @@ def test_wrong_handlers_are_refused(store: JobStore, speakers: dict[API, Speaker
     worker = Worker(store)
     client, gemini = speakers["anthropic"].client, speakers["gemini"].client
     worker.handles_llm("plan", client=client)
+    twice = [recorded(each, store, task_type="other") for each in (client, gemini, gemini.aio)]
     wrong: list[tuple[dict[str, Any], str]] = [
         ({"client": client}, "task_type"),
         ({"client": client, "task_type": "plan", "api_type": "claude"}, "task_type"),
@@ -442,6 +443,9 @@ def test_wrong_handlers_are_refused(store: JobStore, speakers: dict[API, Speaker
         ({"client": client, "task_type": "other", "on_unknown": "guess"}, "on_unknown"),
         ({"client": gemini, "task_type": "other", "on_unknown": "idempotency_key"}, "on_unknown"),
         ({"client": client, "task_type": "other", "timeout": 0}, "timeout"),
+        ({"client": client, "task_type": "other", "modle": "misspelt"}, "modle"),
+        ({"client": client, "task_type": "other", "max_tokens": 0}, "max_tokens"),
+        *(({"client": each, "task_type": "other"}, "client") for each in twice),
     ]
     for fields, field in wrong:
         with pytest.raises(InvalidArgument) as refusal:
