@@ -51,10 +51,10 @@ def prune(
     outputs: Outputs = None,
     as_json: AsJson = False,
 ) -> None:
-    """Delete jobs that have ended, with their attempts and files: those of which all the options hold.
+    """Delete jobs that have ended, with their attempts and files.
 
-    Without options, the retention policies of the store are applied, as workers do by themselves each hour. Jobs that
-    wait or run are never deleted. What would go is told first, and asked for.
+    Those go of which all the options hold; without options, the retention policies are applied, as workers do by
+    themselves each hour. Jobs that wait or run are never deleted. What would go is told first, and asked for.
 
     `jobstore prune --older-than 30d --keep 1000 --status completed --dry-run`
     """
@@ -124,7 +124,9 @@ def retention(
     db: Db = "",
     as_json: AsJson = False,
 ) -> None:
-    """List the retention policies, or set or remove one. Workers apply them each hour, and `jobstore prune` does now.
+    """List the retention policies, or set or remove one.
+
+    Workers apply them each hour, and `jobstore prune` does now.
 
     `jobstore retention old-texts --older-than 30d --texts-only`
     """
