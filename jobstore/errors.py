@@ -35,7 +35,9 @@ The hierarchy::
         ├── OutputTooLarge         it would pass `max_output_bytes`
         └── OutputRestarted        what was being followed was replaced: by a new attempt, or another answer
 
-`jobstore.providers.ProviderError` is what calls to models raise. Messages say what is wrong and what to do. None carries the text of a prompt or a response.
+Calls to models raise `jobstore.providers.ProviderError`, a JobStoreError as well.
+
+Messages say what is wrong and what to do. None carries the text of a prompt or a response.
 """
 
 from __future__ import annotations

@@ -69,6 +69,7 @@ def repair(
         SchemaMismatch: It is another program's, or of a newer version.
         DatabaseNotFound: There is no such database.
         DatabaseError: It cannot be written. What it was stays, or is kept.
+        OutputError: The library for object storage is missing.
 
     Example:
         >>> repair("jobs.db").report.ok
@@ -81,6 +82,7 @@ def repair(
     if not is_there(path):
         raise DatabaseNotFound(str(path), f"create it with `{command}`")
     place = place_of(outputs or database.outputs or "")
+    open_texts(place, "", clock)  # before anything is mended
     with exclusive(path, "repair") as owner:
         work = _Work(owner, command, steps, place, clock, tell)
         work.mend_file()
