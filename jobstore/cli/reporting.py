@@ -35,6 +35,10 @@ class ReportingCommand(TyperCommand):
         except BrokenPipeError:
             _forget_output()
             raise typer.Exit(BROKEN_PIPE) from None
+        except OSError as error:  # most likely of the standard output: what is redirected may fill its disk
+            note(f"{error.filename or 'the output'} cannot be used: {error.strerror}")
+            _forget_output()
+            raise typer.Exit(1) from None
         return result
 
     def _typed(self, field: str) -> str:
