@@ -6,9 +6,10 @@ import builtins
 from typing import get_args
 
 from jobstore.calls import ApiCall, Settlement, UnknownPolicy
+from jobstore.encoding import check_identifier, check_name
 from jobstore.errors import InvalidArgument
 from jobstore.lifecycle import CallStatus
-from jobstore.models import Claim, check_identifier, check_name
+from jobstore.models import Claim
 from jobstore.operations import calls
 from jobstore.operations.calls import NewCall, Settled
 from jobstore.repositories.arguments import check_claim, identifier

@@ -9,8 +9,9 @@ from contextlib import asynccontextmanager, contextmanager
 from pydantic import JsonValue
 
 from jobstore.aio import finish, in_thread, together
+from jobstore.encoding import check_identifier
 from jobstore.errors import JobStoreError, LeaseLost, OutputError
-from jobstore.models import Claim, Heartbeat, Job, Usage, check_identifier
+from jobstore.models import Claim, Heartbeat, Job, Usage
 from jobstore.operations import attempts, leasing
 from jobstore.outputs import OutputWriter
 from jobstore.repositories import texts

@@ -9,8 +9,9 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
+from jobstore.encoding import dump_json, encode_text, first_problem
 from jobstore.errors import InvalidArgument
-from jobstore.models import Session, dump_json, encode_text, first_problem
+from jobstore.models import Session
 from jobstore.operations import files, sessions
 from jobstore.repositories.arguments import check_iterable, identifier, path_text
 from jobstore.repositories.backend import Backend, new_id
