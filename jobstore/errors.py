@@ -35,6 +35,8 @@ The hierarchy::
         ├── OutputTooLarge         it would pass `max_output_bytes`
         └── OutputRestarted        what was being followed was replaced: by a new attempt, or another answer
 
+Calls to models raise `jobstore.providers.ProviderError`, a JobStoreError as well.
+
 Messages say what is wrong and what to do. None carries the text of a prompt or a response.
 """
 

@@ -9,10 +9,11 @@ from enum import Enum
 from types import MappingProxyType
 from typing import Annotated, Any, ClassVar, Final, Generic, NamedTuple, Self, TypeVar
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, JsonValue, TypeAdapter, ValidationError
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from jobstore.clock import from_milliseconds
-from jobstore.errors import InvalidArgument, InvalidJob
+from jobstore.encoding import check_name, dump_json, encode_text, first_problem, load_metadata
+from jobstore.errors import InvalidJob
 from jobstore.lifecycle import AttemptOutcome, JobStatus
 
 T = TypeVar("T")
@@ -29,70 +30,6 @@ class Model(BaseModel):
     """What all models have in common: they are frozen, and take nothing for something else."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
-
-
-def encode_text(field: str, text: object, refusal: type[InvalidArgument] = InvalidJob) -> bytes:
-    """Return a text as UTF-8.
-
-    Raises:
-        InvalidArgument: It is no text, or holds a lone surrogate, which no file or database can keep.
-    """
-    if not isinstance(text, str):
-        raise refusal(field, f"must be a str, not {type(text).__name__}")
-    try:
-        return text.encode()
-    except UnicodeEncodeError as error:
-        index = error.start
-    # Out here, because that error quotes the whole text and would stay behind as this one's context.
-    raise refusal(field, f"holds a lone surrogate at index {index}, which cannot be stored")
-
-
-def encode_json(field: str, value: object, refusal: type[InvalidArgument] = InvalidArgument) -> str:
-    """Return a value as JSON text that reads back as the same value.
-
-    Raises:
-        InvalidArgument: JSON cannot express it, or it holds a lone surrogate.
-    """
-    try:
-        _JSON.validate_python(value)
-    except ValidationError as error:
-        _, reason = first_problem(error)
-    else:
-        return dump_json(field, value, refusal)
-    raise refusal(field, f"must be JSON: {reason}")
-
-
-def dump_json(field: str, value: object, refusal: type[InvalidArgument] = InvalidArgument) -> str:
-    """Return as JSON text what was validated before.
-
-    Raises:
-        InvalidArgument: It holds a lone surrogate, or an integer of thousands of digits.
-    """
-    try:
-        text = _dumps(value)
-        text.encode()
-    except UnicodeEncodeError:
-        reason = "holds a lone surrogate, which cannot be stored"
-    except ValueError:
-        reason = "holds a number with too many digits"
-    else:
-        return text
-    raise refusal(field, reason)
-
-
-def load_metadata(text: str) -> dict[str, Any]:
-    """Return a job's metadata from its JSON text."""
-    return {} if text == "{}" else json.loads(text)
-
-
-def first_problem(error: ValidationError) -> tuple[str, str]:
-    """Return the first offending field and what is wrong with it, without the input that pydantic quotes."""
-    first = error.errors(include_input=False, include_url=False, include_context=False)[0]
-    return str(first["loc"][0]) if first["loc"] else "", first["msg"]
-
-
-_JSON: TypeAdapter[JsonValue] = TypeAdapter(JsonValue, config=ConfigDict(strict=True, allow_inf_nan=False))
-_dumps = json.JSONEncoder(allow_nan=False, ensure_ascii=False, check_circular=False, separators=(",", ":")).encode
 
 
 class _Input(Model):
@@ -212,30 +149,6 @@ def check_schedule(run_at: datetime | None, expires_at: datetime | None) -> None
             raise InvalidJob(field, "must lie in the years 1 to 9999 of UTC")
     if run_at is not None and expires_at is not None and expires_at <= run_at:
         raise InvalidJob("expires_at", "must lie after run_at, or the job could never run")
-
-
-def check_name(field: str, value: str | None, refusal: type[InvalidArgument] = InvalidJob) -> None:
-    """Check a short text that identifies something.
-
-    Raises:
-        InvalidArgument: It holds a NUL character or a lone surrogate.
-    """
-    if value is None or (value.isascii() and "\0" not in value):
-        return
-    encode_text(field, value, refusal)
-    if "\0" in value:
-        raise refusal(field, "must not hold NUL characters")
-
-
-def check_identifier(field: str, value: object, refusal: type[InvalidArgument] = InvalidJob) -> None:
-    """Check a name that must be there, such as a worker's.
-
-    Raises:
-        InvalidArgument: It is no text, empty, or holds a NUL character or a lone surrogate.
-    """
-    if not isinstance(value, str) or not value:
-        raise refusal(field, "must be a str that is not empty")
-    check_name(field, value, refusal)
 
 
 class Job(Model):

@@ -16,10 +16,6 @@ from dataclasses import replace
 from typing import Any
 from wsgiref.simple_server import WSGIServer
 
-from opentelemetry import metrics, trace
-from opentelemetry.metrics import CallbackOptions, MeterProvider, Observation
-from opentelemetry.trace import Span, SpanKind, StatusCode, Tracer, TracerProvider
-
 from jobstore import Job, JobStoreError, Lane, StoreClosed
 from jobstore.aio import in_thread
 from jobstore.version import VERSION
@@ -28,6 +24,13 @@ from jobstore.workers.handlers import Handler
 from jobstore.workers.hooks import AttemptEvent
 from jobstore.workers.outcomes import Fail, Outcome, Retry
 from jobstore.workers.worker import Worker
+
+try:
+    from opentelemetry import metrics, trace
+    from opentelemetry.metrics import CallbackOptions, MeterProvider, Observation
+    from opentelemetry.trace import Span, SpanKind, StatusCode, Tracer, TracerProvider
+except ImportError as error:
+    raise ImportError("jobstore.workers.telemetry needs OpenTelemetry: pip install 'jobstore[otel]'") from error
 
 NAME = "jobstore"
 BUCKETS = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 3600)

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import sys
+
 from jobstore.cli.app import app
 
 __all__ = ["app", "main"]
+
+INTERRUPTED = 130
+"""What a shell reports of a program that SIGINT ended."""
 
 
 def main(args: list[str] | None = None) -> None:
@@ -19,4 +24,7 @@ def main(args: list[str] | None = None) -> None:
     Example:
         >>> main(["stats", "--db", "jobs.db"])
     """
-    app(args, prog_name="jobstore")
+    try:
+        app(args, prog_name="jobstore")
+    except KeyboardInterrupt:  # before the command is reached; from then on typer says that it was interrupted
+        sys.exit(INTERRUPTED)

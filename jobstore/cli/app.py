@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
@@ -25,7 +26,7 @@ from jobstore.cli import (
     working,
 )
 from jobstore.cli.options import GroupDb
-from jobstore.cli.reporting import reported
+from jobstore.cli.reporting import ReportingCommand
 from jobstore.version import VERSION
 
 app = typer.Typer(
@@ -57,28 +58,51 @@ def _options(
     pass
 
 
-app.command("migrate")(reported(migrating.migrate))
-app.command("check")(reported(checking.check))
-app.command("enqueue", no_args_is_help=True)(reported(enqueueing.enqueue))
-app.command("list")(reported(listing.list_jobs))
-app.command("show", no_args_is_help=True)(reported(showing.show))
-app.command("why", no_args_is_help=True)(reported(explaining.why))
-app.command("tail", no_args_is_help=True)(reported(following.tail))
-app.command("cancel", no_args_is_help=True)(reported(changing.cancel))
-app.command("retry", no_args_is_help=True)(reported(changing.retry))
-app.command("clear", no_args_is_help=True)(reported(changing.clear))
-app.command("prune")(reported(pruning.prune))
-app.command("retention")(reported(pruning.retention))
-app.command("vacuum")(reported(vacuuming.vacuum))
-app.command("dump", no_args_is_help=True)(reported(dumping.dump))
-app.command("load", no_args_is_help=True)(reported(dumping.load))
-app.command("lanes")(reported(pausing.lanes))
-app.command("pause")(reported(pausing.pause))
-app.command("resume")(reported(pausing.resume))
-app.command("workers")(reported(workers.workers))
-app.command("stats")(reported(listing.stats))
-app.command("backup")(reported(keeping.backup))
-app.command("restore", no_args_is_help=True)(reported(keeping.restore))
-app.command("reset")(reported(keeping.reset))
-app.command("promote", no_args_is_help=True)(reported(promoting.promote))
-app.command("work", no_args_is_help=True)(reported(working.work))
+_COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
+    "Jobs": {
+        "enqueue": enqueueing.enqueue,
+        "list": listing.list_jobs,
+        "show": showing.show,
+        "tail": following.tail,
+        "why": explaining.why,
+        "stats": listing.stats,
+        "cancel": changing.cancel,
+        "retry": changing.retry,
+        "clear": changing.clear,
+    },
+    "Workers": {
+        "work": working.work,
+        "workers": workers.workers,
+        "lanes": pausing.lanes,
+        "pause": pausing.pause,
+        "resume": pausing.resume,
+    },
+    "The store": {
+        "migrate": migrating.migrate,
+        "check": checking.check,
+        "backup": keeping.backup,
+        "restore": keeping.restore,
+        "reset": keeping.reset,
+        "promote": promoting.promote,
+    },
+    "Room and tables": {
+        "prune": pruning.prune,
+        "retention": pruning.retention,
+        "vacuum": vacuuming.vacuum,
+        "dump": dumping.dump,
+        "load": dumping.load,
+    },
+}
+"""The panels of the help, in its order."""
+_NOTHING_WITHOUT_ARGUMENTS = frozenset(
+    ("enqueue", "show", "tail", "why", "cancel", "retry", "clear", "work", "restore", "promote", "dump", "load")
+)
+
+for _panel, _commands in _COMMANDS.items():
+    for _name, _command in _commands.items():
+        app.command(
+            _name,
+            cls=ReportingCommand,
+            rich_help_panel=_panel,
+            no_args_is_help=_name in _NOTHING_WITHOUT_ARGUMENTS,
+        )(_command)

@@ -42,24 +42,17 @@ def cancel(
     db: Db = "",
     as_json: AsJson = False,
 ) -> None:
-    """Cancel jobs: those named, or all unfinished ones that the options tell.
+    """Cancel jobs: those named, or all that the options find.
 
     A waiting job is canceled at once. A running one is asked to end: its worker hears of it within seconds.
 
     `jobstore cancel --task-type summary --status idle`
     """
     filters = _filters(status, session, task_type, api_type, created_after, created_before, everything)
-
-    async def change(store: JobStore, job_id: str) -> Job:
-        return await store.jobs.cancel(job_id)
-
-    async def change_many(store: JobStore) -> int:
-        return await store.jobs.cancel_all(**filters)
-
     if _are_named(ids, filters):
-        _change_each(ids or [], change, _status, db, as_json=as_json)
+        _change_each(ids or [], lambda store, job_id: store.jobs.cancel(job_id), _status, db, as_json=as_json)
     else:
-        _change_many(change_many, "canceled, or asked to end", db, as_json=as_json)
+        _change_many(lambda store: store.jobs.cancel_all(**filters), "canceled, or asked to end", db, as_json=as_json)
 
 
 def retry(
@@ -75,25 +68,19 @@ def retry(
     db: Db = "",
     as_json: AsJson = False,
 ) -> None:
-    """Let finished jobs run again, with all their attempts before them: those named, or all that the options tell.
+    """Run ended jobs again: those named, or all that the options find.
 
-    Without `--status`, the options find failed jobs only. What a job answered before stays readable until a new answer
-    is recorded. Hidden jobs are in lists again, and an expiry that has passed is dropped.
+    They have all their attempts again. Without `--status`, the options find failed jobs only. What a job answered
+    before stays readable until a new answer is recorded. Hidden jobs are in lists again, and an expiry that has passed
+    is dropped.
 
     `jobstore retry --task-type summary --created-after -2h`
     """
     filters = _filters(status, session, task_type, api_type, created_after, created_before, everything)
-
-    async def change(store: JobStore, job_id: str) -> Job:
-        return await store.jobs.retry(job_id)
-
-    async def change_many(store: JobStore) -> int:
-        return await store.jobs.retry_all(**filters)
-
     if _are_named(ids, filters):
-        _change_each(ids or [], change, _status, db, as_json=as_json)
+        _change_each(ids or [], lambda store, job_id: store.jobs.retry(job_id), _status, db, as_json=as_json)
     else:
-        _change_many(change_many, "idle again", db, as_json=as_json)
+        _change_many(lambda store: store.jobs.retry_all(**filters), "idle again", db, as_json=as_json)
 
 
 def clear(
@@ -110,7 +97,7 @@ def clear(
     db: Db = "",
     as_json: AsJson = False,
 ) -> None:
-    """Hide jobs from lists: those named, all that the options tell, or those that have ended so long ago.
+    """Hide jobs from lists: those named, or all that the options find.
 
     Nothing is deleted.
 

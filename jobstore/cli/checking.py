@@ -30,7 +30,7 @@ def check(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Check a database and its large texts, and say of each thing that is wrong what to do.
+    """Check a database and its large texts, or repair them.
 
     It changes nothing, and programs that use the store may go on meanwhile. With --repair it mends what it can; of a
     damaged file it saves every row that can be read into a new one, and keeps the damaged one. The exit code is 1 if

@@ -48,10 +48,10 @@ def dump(
     outputs: Outputs = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write whole tables to files, exactly, as they were at one moment: one table also to the standard output.
+    """Write whole tables to files, as of one moment.
 
     Values are what the database holds; times are milliseconds since the Unix epoch. Only you can read the files, and
-    each has its name once it is whole.
+    each has its name once it is whole. One table goes to the standard output without `--to`.
 
     `jobstore dump background_jobs --texts inline > jobs.jsonl`
     """
@@ -84,7 +84,7 @@ def load(
     outputs: Outputs = None,
     as_json: AsJson = False,
 ) -> None:
-    """Put dumped tables back, into empty ones: of whatever engine they came, and in the order that they need.
+    """Put dumped tables back, into empty ones, on either engine.
 
     All files are read to their ends before anything is written. If the database refuses a row, its line is named, and
     those before it stay: mend the file, and go on with `--skip-existing`.

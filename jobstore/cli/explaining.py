@@ -9,7 +9,7 @@ from jobstore.cli.screen import say, write_json
 
 
 def why(job_id: JobId, *, db: Db = "", as_json: AsJson = False) -> None:
-    """Say in a sentence why a job is not running, or what became of it.
+    """Say in a sentence why a job is not running.
 
     Its time, its lane's pauses, the workers that are registered and the jobs ahead of it are looked at.
     """

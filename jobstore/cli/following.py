@@ -12,7 +12,7 @@ from jobstore.cli.screen import is_terminal, note, write_exactly
 
 
 def tail(job_id: JobId, *, db: Db = "", outputs: Outputs = None) -> None:
-    """Print a response while it is being written, until the job has ended.
+    """Print a response while it is being written.
 
     A job that waits is waited for. When it is tried again, the response begins anew; the standard error tells.
     The exit code is 0 if the job is completed, else 1.

@@ -32,9 +32,10 @@ def backup(
     compress: Annotated[bool, typer.Option("--compress", help="Into one file, compressed.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Copy the database and every large text that it names, while programs go on using it, and read the copy back.
+    """Copy the database and its large texts, while they are used.
 
-    Exit code 1: it was copied, but large texts are missing or damaged in the store itself; they are named.
+    The copy is read back before it gets its name. Exit code 1: it was copied, but large texts are missing or damaged in
+    the store itself; they are named.
     """
     with ProgressScreen() as screen:
         made = health.backup(db, destination, outputs=outputs, compress=compress, keep=keep, report=screen.show)
@@ -61,9 +62,10 @@ def restore(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Put a backup in the database's place, after reading all of it. What was there is kept under another name.
+    """Put a backup in the database's place.
 
-    No program may have the database open. Killed in the middle, it is as before or as after.
+    All of it is read before. What was there is kept under another name. No program may have the database open. Killed
+    in the middle, it is as before or as after.
     """
     with ProgressScreen() as screen:
         done = health.restore(source, db, outputs=outputs, leave_damaged=leave_damaged, report=screen.show)
@@ -85,7 +87,7 @@ def reset(
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Delete all that the database and its large texts hold, after a backup.
+    """Delete all that the store holds, after a backup.
 
     No program may have it open. On PostgreSQL no worker may live, and the backup is yours to make: with pg_dump.
     """

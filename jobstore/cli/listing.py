@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from typing import Annotated, Any, Literal
 
 import typer
@@ -10,7 +11,7 @@ from rich.text import Text
 from jobstore import Job, JobStats, JobStatus, JobStore, Page
 from jobstore.cli import stores
 from jobstore.cli.options import ApiType, AsJson, CreatedAfter, CreatedBefore, Db, Session, Status, TaskType
-from jobstore.cli.screen import Cell, ago, note, one_line, write_json, write_table
+from jobstore.cli.screen import Cell, ago, is_terminal, note, one_line, write_json, write_table
 
 STYLES = {
     JobStatus.RUNNING: "cyan",
@@ -21,6 +22,8 @@ STYLES = {
 }
 ENDING = 6
 """How many of the last characters of an id are enough to name a job by."""
+NARROW, SHORT = 90, 12
+"""Columns of a terminal below which whole ids would leave no room for what jobs are, and how much of them it gets."""
 
 
 def without_texts(job: Job) -> dict[str, Any]:
@@ -111,6 +114,8 @@ def _row(job: Job) -> list[Cell]:
 
 def _id_cell(job_id: str) -> Text:
     cell = Text(one_line(job_id))
+    if len(cell) > SHORT and is_terminal() and shutil.get_terminal_size().columns < NARROW:
+        cell = Text(f"…{cell.plain[-SHORT:]}")
     cell.stylize("bold", max(0, len(cell) - ENDING))
     return cell
 

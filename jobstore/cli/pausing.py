@@ -14,7 +14,10 @@ from jobstore.cli.screen import Cell, ago, local, note, one_line, say, write_hea
 
 
 def lanes(*, db: Db = "", as_json: AsJson = False) -> None:
-    """Show how each lane (task type and API) stands: its depth, how long the oldest waits, what is paused."""
+    """Show what waits and what is paused, by lane.
+
+    A lane is a task type and an API.
+    """
 
     async def act(store: JobStore) -> tuple[list[Lane], list[Pause]]:
         return await store.lanes.list(), await store.lanes.pauses()
@@ -43,9 +46,10 @@ def pause(
     db: Db = "",
     as_json: AsJson = False,
 ) -> None:
-    """Claim nothing from a lane, a task type or an API, or, without options, from any; in all processes.
+    """Pause a lane, a task type or an API, in all processes.
 
-    What runs goes on. Without `--for` it lasts until `jobstore resume`. A pause of the same that lasts longer stays.
+    Without options, everything is paused. No process claims of it any more; what runs goes on. Without `--for` it lasts
+    until `jobstore resume`. A pause of the same that lasts longer stays.
 
     `jobstore pause --api-type claude --for 10m --reason "new key"`
     """
@@ -61,9 +65,10 @@ def pause(
 
 
 def resume(*, task_type: TaskType = None, api_type: ApiType = None, db: Db = "", as_json: AsJson = False) -> None:
-    """End the pauses of a lane, or of a task type or an API with all lanes in it, or, without options, all.
+    """Resume a lane, a task type or an API.
 
-    A pause of more than was named goes on, and is told.
+    Without options, everything is resumed; with a task type or an API, all lanes in it. A pause of more than was named
+    goes on, and is told.
     """
 
     async def act(store: JobStore) -> tuple[list[Pause], list[Pause]]:

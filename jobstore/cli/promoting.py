@@ -7,20 +7,12 @@ from typing import Annotated
 
 import typer
 
-from jobstore import InvalidArgument
 from jobstore.cli.options import AsJson
 from jobstore.cli.progress import ProgressScreen
 from jobstore.cli.screen import note, say, size_of, write_json, write_table
 from jobstore.promotion import Promotion
 from jobstore.promotion import promote as promote_store
 
-_OPTIONS = {
-    "source": "--from",
-    "target": "--to",
-    "source_outputs": "--from-outputs",
-    "target_outputs": "--to-outputs",
-}
-"""What the arguments of `promote` are called here."""
 _PLACE = "Where its large texts lie: a folder, or a URL such as s3://bucket/prefix. A file's are beside it by default."
 
 
@@ -44,7 +36,7 @@ def promote(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Copy a whole store into another: from a file to PostgreSQL, or back.
+    """Copy a whole store into another: to PostgreSQL, or back.
 
     Ids, times, statuses and texts stay the same. Stop the programs that use the source before. If it is interrupted,
     run it again: it goes on where it ended. At the end all of both is read and compared; only then can the target be
@@ -66,8 +58,6 @@ def promote(
         except KeyboardInterrupt:
             note("interrupted: run the same command again to go on")
             raise
-        except InvalidArgument as error:
-            raise InvalidArgument(_OPTIONS.get(error.field, error.field), error.reason) from None
     if as_json:
         write_json(done)
     else:

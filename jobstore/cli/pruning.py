@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Awaitable, Callable
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import typer
 
@@ -12,8 +11,6 @@ from jobstore import InvalidArgument, JobStore, RetentionPolicy
 from jobstore.cli import stores
 from jobstore.cli.options import ApiType, AsJson, Db, OlderThan, Outputs, Status, TaskType
 from jobstore.cli.screen import note, say, write_json, write_table
-
-T = TypeVar("T")
 
 Keep = Annotated[
     int | None,
@@ -23,15 +20,6 @@ TextsOnly = Annotated[
     bool, typer.Option("--texts-only", help="Remove prompts and responses alone; the jobs stay, and say so.")
 ]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
-
-_OPTIONS = {
-    "older_than": "--older-than",
-    "keep": "--keep",
-    "status": "--status",
-    "secure": "--secure",
-    "full": "--secure",
-}
-"""What the arguments of the store are called here."""
 
 
 def prune(
@@ -51,10 +39,10 @@ def prune(
     outputs: Outputs = None,
     as_json: AsJson = False,
 ) -> None:
-    """Delete jobs that have ended, with their attempts and files: those of which all the options hold.
+    """Delete jobs that have ended, with their attempts and files.
 
-    Without options, the retention policies of the store are applied, as workers do by themselves each hour. Jobs that
-    wait or run are never deleted. What would go is told first, and asked for.
+    Those go of which all the options hold; without options, the retention policies are applied, as workers do by
+    themselves each hour. Jobs that wait or run are never deleted. What would go is told first, and asked for.
 
     `jobstore prune --older-than 30d --keep 1000 --status completed --dry-run`
     """
@@ -64,13 +52,13 @@ def prune(
     what = "the texts of {}" if texts_only else "{}, with all texts"
 
     how = {"texts_only": texts_only, "secure": secure}
-    would = _run(db, lambda store: _prune(store, rule, {"texts_only": texts_only, "dry_run": True}), outputs)
+    would = stores.run(db, lambda store: _prune(store, rule, {"texts_only": texts_only, "dry_run": True}), outputs)
     if dry_run:
         _tell(would, what, "would delete", as_json=as_json)
         return
     if any(would.values()):
         _confirm(would, what, yes=yes)
-    _tell(_run(db, lambda store: _prune(store, rule, how), outputs), what, "deleted", as_json=as_json)
+    _tell(stores.run(db, lambda store: _prune(store, rule, how), outputs), what, "deleted", as_json=as_json)
 
 
 async def _prune(store: JobStore, rule: dict[str, Any], how: dict[str, Any]) -> dict[str, int]:
@@ -124,7 +112,9 @@ def retention(
     db: Db = "",
     as_json: AsJson = False,
 ) -> None:
-    """List the retention policies, or set or remove one. Workers apply them each hour, and `jobstore prune` does now.
+    """List the retention policies, or set or remove one.
+
+    Workers apply them each hour, and `jobstore prune` does now.
 
     `jobstore retention old-texts --older-than 30d --texts-only`
     """
@@ -141,7 +131,7 @@ def retention(
             raise InvalidArgument("NAME", f"there is no policy {name!r}")
         return await store.retention.list()
 
-    _show(_run(db, act), as_json=as_json)
+    _show(stores.run(db, act), as_json=as_json)
 
 
 def _show(policies: list[RetentionPolicy], *, as_json: bool) -> None:
@@ -183,10 +173,3 @@ def _rule(
         "api_type": api_type,
     }
     return {option: value for option, value in given.items() if value is not None}
-
-
-def _run(db: str, act: Callable[[JobStore], Awaitable[T]], outputs: str | None = None) -> T:
-    try:
-        return stores.run(db, act, outputs)
-    except InvalidArgument as error:
-        raise InvalidArgument(_OPTIONS.get(error.field, error.field), error.reason) from None

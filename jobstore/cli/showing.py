@@ -55,7 +55,7 @@ def show(
     outputs: Outputs = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show a job: how it stands, its attempts, its calls to models, and the beginnings of its prompt and response.
+    """Show a job: its attempts, calls to models and texts.
 
     With `--prompt` or `--response` the text comes exactly as it is stored, so that it can be redirected to a file.
     With `--json` they put the whole text into the document; otherwise texts that lie in files are null there.

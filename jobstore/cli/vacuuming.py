@@ -23,7 +23,7 @@ def vacuum(
     db: Db = "",
     as_json: AsJson = False,
 ) -> None:
-    """Give space back that holds nothing, beside running workers.
+    """Give free space back to the system, beside running workers.
 
     A file's free pages are cut off in steps of some milliseconds, and its write-ahead log is moved into it. On
     PostgreSQL, each table is vacuumed and analyzed. What a file system, an SSD or a backup keeps of deleted texts is

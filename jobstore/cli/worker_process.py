@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
-import importlib.util
+import importlib
 import logging
 import os
 import sys
@@ -78,8 +78,10 @@ def check_metrics(port: int | None, processes: int) -> None:
     """
     if port is None:
         return
-    if importlib.util.find_spec("opentelemetry") is None:
-        raise typer.BadParameter('it needs: pip install "jobstore[otel]"', param_hint="'--metrics-port'")
+    try:
+        importlib.import_module("opentelemetry.exporter.prometheus")  # the API alone comes with other packages as well
+    except ImportError:
+        raise typer.BadParameter('it needs: pip install "jobstore[otel]"', param_hint="'--metrics-port'") from None
     if port and port + processes - 1 > 65535:  # noqa: PLR2004 - the highest port
         raise typer.BadParameter(f"there are no {processes} ports from {port} on", param_hint="'--metrics-port'")
 

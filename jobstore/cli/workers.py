@@ -9,7 +9,10 @@ from jobstore.cli.screen import Cell, ago, one_line, write_json, write_table
 
 
 def workers(*, db: Db = "", as_json: AsJson = False) -> None:
-    """List the workers that live: one that was killed or cut off is gone from here after 15 seconds."""
+    """List the workers that live.
+
+    One that was killed or cut off is gone from here after 15 seconds.
+    """
 
     async def act(store: JobStore) -> list[WorkerInfo]:
         return await store.workers.list()

@@ -18,7 +18,7 @@ from jobstore.workers.supervisor import Supervisor
 Target = Annotated[
     str | None,
     typer.Argument(
-        metavar="[MODULE[:NAME]]", show_default=False, help=f"Where the worker is; NAME is {DEFAULT_NAME} if left out."
+        metavar="MODULE[:NAME]", show_default=False, help=f"Where the worker is; NAME is {DEFAULT_NAME} if left out."
     ),
 ]
 Providers = Annotated[
@@ -107,7 +107,7 @@ def work(
     min_free_bytes: MinFreeBytes = None,
     supervised: Supervised = False,
 ) -> None:
-    """Run a worker until SIGTERM or SIGINT (Ctrl-C), or until nothing is left to claim.
+    """Run a worker until SIGTERM or SIGINT (Ctrl-C).
 
     With `--providers claude,openai,gemini` no code is needed: a job's prompt, model and metadata (system, max_tokens,
     temperature, tools, images, …) are the request, and the answer is streamed and recorded. Keys come from
@@ -119,7 +119,7 @@ def work(
     `def worker(store): worker = Worker(store); …; return worker`.
 
     Once it is told to stop it claims no more, and waits for running jobs as long as `--grace` says; what runs longer
-    is given back. A second signal ends the waiting.
+    is given back. A second signal ends the waiting. With `--drain` it ends when nothing is left to claim.
 
     With `--processes`, also of one, a process that crashes is started again, after a pause that grows. When one
     crashes five times in a row, all end with exit code 1.

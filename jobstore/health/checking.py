@@ -49,6 +49,7 @@ def check(
 
     Raises:
         InvalidArgument: An argument cannot be accepted.
+        OutputError: The library for object storage is missing.
         DatabaseNotFound: There is no such database.
         DatabaseInUse: Somebody has had it to itself for 30 s, to restore it or the like.
         DatabaseError: Its file cannot be opened.

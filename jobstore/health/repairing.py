@@ -70,6 +70,7 @@ def repair(
         DatabaseNotFound: There is no such database.
         DatabaseCorrupt: No row of it can be read. It stays as it was.
         DatabaseError: It cannot be written. What it was stays, or is kept.
+        OutputError: The library for object storage is missing.
 
     Example:
         >>> repair("jobs.db").report.ok
@@ -82,6 +83,7 @@ def repair(
     if not is_there(path):
         raise DatabaseNotFound(str(path), f"create it with `{command}`")
     place = place_of(outputs or database.outputs or "")
+    open_texts(place, "", clock)  # before anything is mended
     with exclusive(path, "repair") as owner:
         work = _Work(owner, command, steps, place, clock, tell)
         work.mend_file()

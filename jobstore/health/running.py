@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from jobstore.clock import Clock
-from jobstore.errors import JobStoreError, OutputError
+from jobstore.errors import JobStoreError
 from jobstore.health.checks import Check
 from jobstore.health.report import Finding, bad
 from jobstore.outputs import Outputs, Place, unchecked_outputs
@@ -25,11 +25,12 @@ def run_checks(subject: Any, checks: Sequence[Check], tell: Tell) -> list[Findin
 
 
 def open_texts(place: Place | None, name: str, clock: Clock) -> Outputs | None:
-    """Return where large texts lie, whosoever they are; None if nobody has said, or the library for it is missing."""
-    try:
-        return None if place is None else unchecked_outputs(place, name, clock)
-    except OutputError:
-        return None
+    """Return where large texts lie, whosoever they are; None if nobody has said.
+
+    Raises:
+        OutputError: The library for it is missing.
+    """
+    return None if place is None else unchecked_outputs(place, name, clock)
 
 
 def _looked(entry: Check, subject: Any) -> Finding:  # noqa: ANN401

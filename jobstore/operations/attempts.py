@@ -11,9 +11,10 @@ from collections.abc import Sequence
 from functools import cache
 from typing import NamedTuple
 
+from jobstore.encoding import dump_json, load_metadata
 from jobstore.errors import LeaseLost, OutputError
 from jobstore.lifecycle import AttemptOutcome, JobStatus
-from jobstore.models import Attempt, Claim, Job, Text, Usage, dump_json, load_metadata
+from jobstore.models import Attempt, Claim, Job, Text, Usage
 from jobstore.operations.jobs import COLUMNS, LIGHT_COLUMNS, check_age
 from jobstore.sql import Operation, Row, Value, dialect, execute, fetch_all, fetch_each, fetch_one, guarded, guarded_if
 

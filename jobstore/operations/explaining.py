@@ -97,7 +97,7 @@ def _ended(job: Job) -> _Told:
         )
         return _Told(ExplanationReason.HELD, text, None)
     if job.attempts_used >= job.max_attempts:
-        text = f"It failed at {at}{kind}: its attempts are used up, {_tries(job)}. Retry it by hand."
+        text = f"It failed at {at}{kind}: {_used_up(job)}. Retry it by hand."
         return _Told(ExplanationReason.ATTEMPTS_USED_UP, text, job.finished_at)
     text = f"It failed for good at {at}{kind}, after {_tries(job)}. Retry it by hand."
     return _Told(ExplanationReason.FAILED, text, job.finished_at)
@@ -120,7 +120,7 @@ def _fate(job: Job) -> str:
     if job.cancel_requested_at is not None:
         return "the next claim cancels the job, as was asked"
     if job.attempts_used >= job.max_attempts:
-        return f"the next claim lets the job fail, as its attempts are used up, {_tries(job)}"
+        return f"the next claim lets the job fail, as {_used_up(job)}"
     return "the next claim gives the job back"
 
 
@@ -131,7 +131,7 @@ def _paused(pause: Pause) -> _Told:
 
 
 def _without_worker(job: Job, others: int) -> str:
-    alive = f"only {_several(others, 'live worker')} for others" if others else "and no other either"
+    alive = f"only {_several(others, 'live worker')} for others" if others else "and none for anything else"
     return f"It waits: no live worker is registered for task type {job.task_type} or API {job.api_type}, {alive}."
 
 
@@ -185,6 +185,10 @@ def _ahead(now: int, job: Job, workers: _Workers) -> Operation[int]:
         **api_types,
     )
     return min(MAX_AHEAD, int(row["ahead"] or 0)) if row else 0
+
+
+def _used_up(job: Job) -> str:
+    return f"its attempts are used up ({job.attempts_used} of {job.max_attempts})"
 
 
 def _tries(job: Job) -> str:

@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple
 from uuid_utils import uuid7
 
 from jobstore.clock import to_milliseconds
+from jobstore.encoding import dump_json, load_metadata
 from jobstore.errors import (
     ConstraintFailed,
     InvalidJob,
@@ -19,7 +20,7 @@ from jobstore.errors import (
     TextsPruned,
 )
 from jobstore.lifecycle import EXPIRED, TERMINAL, WAITING, JobStatus
-from jobstore.models import Job, NewJob, Text, dump_json, load_metadata
+from jobstore.models import Job, NewJob, Text
 from jobstore.sql import (
     Operation,
     Row,

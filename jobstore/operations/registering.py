@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from jobstore.models import dump_json
+from jobstore.encoding import dump_json
 from jobstore.overviews import WorkerInfo
 from jobstore.sql import Operation, execute, fetch_all, guarded
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from jobstore.models import dump_json
+from jobstore.encoding import dump_json
 from jobstore.operations.pruning import Rule
 from jobstore.overviews import RetentionPolicy
 from jobstore.sql import Operation, execute, fetch_all, guarded

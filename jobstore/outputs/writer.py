@@ -7,8 +7,8 @@ import contextlib
 import time
 
 from jobstore.aio import finish, in_thread
+from jobstore.encoding import encode_text
 from jobstore.errors import JobStoreError, OutputError, OutputTooLarge
-from jobstore.models import encode_text
 from jobstore.outputs.base import MAX_OUTPUT_BYTES, OutputFile
 
 FLUSH_SECONDS, FLUSH_BYTES = 0.25, 8 * 1024

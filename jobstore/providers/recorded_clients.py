@@ -5,8 +5,8 @@ from __future__ import annotations
 import copy
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from jobstore.encoding import check_identifier
 from jobstore.errors import InvalidArgument
-from jobstore.models import check_identifier
 from jobstore.providers.registry import adapter_of, recorder_of
 
 if TYPE_CHECKING:

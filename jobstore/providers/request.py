@@ -7,8 +7,9 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, JsonValue, ValidationError
 
+from jobstore.encoding import encode_text, first_problem
 from jobstore.errors import InvalidArgument
-from jobstore.models import Job, Model, encode_text, first_problem
+from jobstore.models import Job, Model
 from jobstore.providers.events import ToolCall
 
 Role = Literal["user", "assistant", "tool"]

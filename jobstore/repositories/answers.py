@@ -9,8 +9,9 @@ from types import AsyncGeneratorType
 from typing import TYPE_CHECKING, Any, cast
 
 from jobstore.aio import finish
+from jobstore.encoding import encode_text
 from jobstore.errors import AnswerUnfinished, InvalidArgument, LeaseLost
-from jobstore.models import Claim, Usage, encode_text
+from jobstore.models import Claim, Usage
 from jobstore.outputs import OutputWriter
 from jobstore.outputs.writer import FLUSH_BYTES, FLUSH_SECONDS
 

@@ -10,8 +10,9 @@ from typing import Any, TypeGuard, TypeVar
 from pydantic import JsonValue
 
 from jobstore.clock import seconds, to_milliseconds
+from jobstore.encoding import check_identifier, encode_json, encode_text
 from jobstore.errors import InvalidArgument, InvalidJob
-from jobstore.models import Claim, NewJob, Usage, check_identifier, encode_json, encode_text
+from jobstore.models import Claim, NewJob, Usage
 
 T = TypeVar("T")
 

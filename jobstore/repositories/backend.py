@@ -12,12 +12,13 @@ from uuid_utils import uuid7
 
 from jobstore.aio import finish, in_thread, together
 from jobstore.disk import DiskGuard
+from jobstore.encoding import encode_text
 from jobstore.engines import base
 from jobstore.engines.base import Abandoned, Engine, Request, StoreStats
 from jobstore.engines.signal import Signal
 from jobstore.errors import OutputError, OutputTooLarge, StoreClosed
 from jobstore.leases import LeaseKeeper
-from jobstore.models import Text, encode_text
+from jobstore.models import Text
 from jobstore.operations import migrations
 from jobstore.outputs import MAX_OUTPUT_BYTES, Kind, OutputFile, Outputs, Place, open_outputs
 from jobstore.repositories.settlements import Settlements

@@ -8,9 +8,10 @@ from collections.abc import Callable, Coroutine, Iterator
 from typing import Any, get_args
 
 from jobstore.calls import ApiCall, Settlement, UnknownPolicy
+from jobstore.encoding import check_identifier, check_name
 from jobstore.errors import InvalidArgument
 from jobstore.lifecycle import CallStatus
-from jobstore.models import Claim, check_identifier, check_name
+from jobstore.models import Claim
 from jobstore.operations import calls
 from jobstore.operations.calls import NewCall, Settled
 from jobstore.repositories.arguments import check_claim, identifier

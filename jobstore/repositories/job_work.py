@@ -9,8 +9,9 @@ from contextlib import asynccontextmanager, contextmanager
 from pydantic import JsonValue
 
 from jobstore.aio import finish, in_thread, together
+from jobstore.encoding import check_identifier
 from jobstore.errors import JobStoreError, LeaseLost, OutputError
-from jobstore.models import Claim, Heartbeat, Job, Usage, check_identifier
+from jobstore.models import Claim, Heartbeat, Job, Usage
 from jobstore.operations import attempts, leasing
 from jobstore.outputs import OutputWriter
 from jobstore.repositories import texts
@@ -78,26 +79,32 @@ class JobWork(JobEnding):
             return []
         self._backend.require_room()
         claims: list[Claim] = []
+        more = True
         try:
-            while True:
-                claimed: leasing.Claimed = await self._backend.write(
-                    leasing.claim,
-                    worker_id,
-                    limit - len(claims),
-                    milliseconds,
-                    tasks,
-                    apis,
-                    wakes=True,  # it began leases that will end, and may have rescued or promoted others' jobs
-                    abandoned=self._release_claimed,
-                )
-                arrived = await self._arrived(claimed.claims, milliseconds)
+            while more and len(claims) < limit:
+                arrived, more = await self._claim_round(worker_id, limit - len(claims), milliseconds, tasks, apis)
                 claims += arrived
-                more = claimed.more_due or len(arrived) < len(claimed.claims)
-                if len(claims) == limit or not more:
-                    return claims
         except BaseException:
             self._release_soon(claims)
             raise
+        return claims
+
+    async def _claim_round(
+        self, worker_id: str, limit: int, lease: int, tasks: list[str] | None, apis: list[str] | None
+    ) -> tuple[list[Claim], bool]:
+        """Claim in one transaction; return what can be read of it, and whether there may be more."""
+        claimed: leasing.Claimed = await self._backend.write(
+            leasing.claim,
+            worker_id,
+            limit,
+            lease,
+            tasks,
+            apis,
+            wakes=True,  # it began leases that will end, and may have rescued or promoted others' jobs
+            abandoned=self._release_claimed,
+        )
+        arrived = await self._arrived(claimed.claims, lease)
+        return arrived, claimed.more_due or len(arrived) < len(claimed.claims)
 
     async def heartbeat(self, claims: Sequence[Claim], *, lease: float = 30.0) -> list[Heartbeat]:
         """Renew leases for `lease` seconds from now; one answer each, in the order given.

@@ -5,8 +5,8 @@ from __future__ import annotations
 import builtins
 from datetime import datetime
 
+from jobstore.encoding import check_identifier, check_name
 from jobstore.errors import InvalidArgument
-from jobstore.models import check_identifier, check_name
 from jobstore.operations import pausing
 from jobstore.overviews import Lane, Pause
 from jobstore.repositories.arguments import milliseconds, positive

@@ -6,9 +6,10 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from jobstore.aio import in_thread
+from jobstore.encoding import check_identifier
 from jobstore.errors import InvalidArgument, InvalidJob
 from jobstore.lifecycle import TERMINAL
-from jobstore.models import MAX_PRIORITY, check_identifier
+from jobstore.models import MAX_PRIORITY
 from jobstore.operations import pruning
 from jobstore.operations.pruning import FIRST, Pruned, Rule
 from jobstore.repositories.arguments import check_range, not_negative

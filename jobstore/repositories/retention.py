@@ -6,8 +6,8 @@ import builtins
 from collections.abc import Awaitable, Callable
 from typing import Literal
 
+from jobstore.encoding import check_identifier
 from jobstore.errors import InvalidArgument
-from jobstore.models import check_identifier
 from jobstore.operations import retention
 from jobstore.operations.retention import rule_of
 from jobstore.overviews import RetentionPolicy

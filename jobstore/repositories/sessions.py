@@ -9,8 +9,9 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
+from jobstore.encoding import check_name, dump_json, first_problem
 from jobstore.errors import InvalidArgument
-from jobstore.models import Session, check_name, dump_json, first_problem
+from jobstore.models import Session
 from jobstore.operations import files, sessions
 from jobstore.repositories.arguments import check_iterable, identifier, path_text
 from jobstore.repositories.backend import Backend, new_id

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from pydantic import JsonValue
 
+from jobstore.encoding import check_identifier, encode_json, encode_text
 from jobstore.errors import InvalidArgument
-from jobstore.models import check_identifier, encode_json, encode_text
 from jobstore.operations import cached_state, key_value
 from jobstore.repositories.arguments import path_text, positive
 from jobstore.repositories.backend import Backend

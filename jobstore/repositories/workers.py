@@ -12,9 +12,10 @@ from contextlib import asynccontextmanager
 
 from jobstore.aio import finish
 from jobstore.clock import seconds
+from jobstore.encoding import check_identifier, check_name
 from jobstore.errors import InvalidArgument, JobStoreError
 from jobstore.leases import LIFETIME
-from jobstore.models import MAX_PRIORITY, check_identifier, check_name
+from jobstore.models import MAX_PRIORITY
 from jobstore.operations import registering
 from jobstore.operations.registering import Registration
 from jobstore.overviews import WorkerInfo

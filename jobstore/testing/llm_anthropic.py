@@ -1,4 +1,4 @@
-"""Anthropic's Messages API."""
+"""Anthropic's Messages API, as the local LLM server speaks it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""OpenAI's chat completions."""
+"""OpenAI's chat completions, as the local LLM server speaks them."""
 
 from __future__ import annotations
 

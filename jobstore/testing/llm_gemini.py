@@ -1,4 +1,4 @@
-"""Google's Gemini API, at /v1 and at /v1beta."""
+"""Google's Gemini API, as the local LLM server speaks it, at /v1 and at /v1beta."""
 
 from __future__ import annotations
 

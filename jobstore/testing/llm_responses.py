@@ -1,4 +1,4 @@
-"""OpenAI's Responses API."""
+"""OpenAI's Responses API, as the local LLM server speaks it."""
 
 from __future__ import annotations
 

@@ -196,6 +196,16 @@ def test_a_terminal_gets_colours_and_a_pipe_does_not(
     assert all(len(line) <= 90 for line in plain.splitlines())
 
 
+def test_a_narrow_terminal_shows_what_jobs_are_and_the_ends_of_their_ids(
+    command: Command, environment: dict[str, str], in_terminal: InTerminal
+) -> None:
+    job_id = command.enqueue("p", task_type="implementation_plan", api_type="openai_chat")
+    environment["COLUMNS"] = "80"
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", in_terminal("list")[1])
+    assert plain.splitlines()[1].split()[:4] == [f"…{job_id[-12:]}", "idle", "implementation_plan", "openai_chat"]
+    assert job_id[-12:] in command.ok("show", job_id[-12:])
+
+
 def test_a_terminal_is_not_driven_by_texts(command: Command, act: Act, in_terminal: InTerminal) -> None:
     job_id = command.enqueue("p")
 
@@ -418,7 +428,7 @@ def test_a_database_that_fails_a_worker_is_told_in_one_line(command: Command, ru
 
 
 def test_metrics_without_their_extra_are_refused(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "opentelemetry", None)
+    monkeypatch.setitem(sys.modules, "opentelemetry.exporter.prometheus", None)  # the API comes with other packages
     assert 'pip install "jobstore[otel]"' in command.misused("work", "tasks", "--metrics-port", "9464")
 
 

@@ -135,9 +135,9 @@ def test_a_list_goes_on_where_it_ended(command: Command) -> None:
     [
         (["--status", "lost"], "'lost' is not one of"),
         (["--order", "oldest"], "'oldest' is not one of"),
-        (["--limit", "0"], "limit"),
-        (["--limit", "1001"], "limit"),
-        (["--cursor", "x"], "cursor"),
+        (["--limit", "0"], "'--limit'"),
+        (["--limit", "1001"], "'--limit'"),
+        (["--cursor", "x"], "'--cursor'"),
         (["--created-after", "yesterday"], "'yesterday' is no time"),
     ],
 )
@@ -403,7 +403,7 @@ def test_the_database_can_be_named_on_either_side(command: Command, tmp_path: Pa
 
 
 def test_an_unknown_kind_of_database_is_refused(command: Command) -> None:
-    assert "mysql:// is not supported" in command.misused("list", "--db", "mysql://host/x")
+    assert "'--db': mysql:// is not supported" in command.misused("list", "--db", "mysql://host/x")
 
 
 def test_texts_that_would_drive_a_terminal_are_written_out(command: Command, act: Act) -> None:
@@ -435,6 +435,14 @@ def test_the_version_is_printed(command: Command) -> None:
     assert command.ok("--version").startswith("jobstore ")
 
 
+def test_the_help_tells_each_command_in_one_line_of_a_narrow_terminal(command: Command) -> None:
+    from jobstore.cli import app
+
+    command.environment["COLUMNS"] = "80"
+    rows = [line for line in command.ok("--help").partition("─ Jobs ─")[2].splitlines() if line.startswith("│")]
+    assert [line.split()[1] for line in rows] == [one.name for one in app.registered_commands]
+
+
 @pytest.mark.parametrize("verb", ALL)
 def test_every_command_explains_itself_in_any_width(command: Command, verb: str) -> None:
     assert verb in command.ok("--help")
@@ -451,6 +459,18 @@ def test_every_command_explains_itself_in_any_width(command: Command, verb: str)
 )
 def test_a_wrong_usage_has_its_own_exit_code(command: Command, arguments: list[str]) -> None:
     assert command(*arguments).exit_code == 2
+
+
+def test_an_interruption_before_the_command_is_reached_leaves_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    from jobstore import cli
+
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "app", interrupted)
+    with pytest.raises(SystemExit) as ended:
+        cli.main([])
+    assert ended.value.code == 130
 
 
 def test_a_command_misspelt_is_guessed(command: Command) -> None:

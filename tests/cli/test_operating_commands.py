@@ -29,7 +29,7 @@ def rows_of(shown: str) -> list[list[str]]:
 
 def test_why_says_it_in_a_sentence(command: Command) -> None:
     job_id = command.enqueue("secret prompt")
-    sentence = "It waits: no live worker is registered for task type task or API api, and no other either.\n"
+    sentence = "It waits: no live worker is registered for task type task or API api, and none for anything else.\n"
     assert command.ok("why", job_id) == sentence
     assert command.ok("why", job_id[-6:]) == sentence
     document = command.json("why", job_id)

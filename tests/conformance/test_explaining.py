@@ -57,7 +57,7 @@ async def test_a_failed_job_says_after_how_many_attempts(store: JobStore) -> Non
 async def test_attempts_that_are_used_up_are_told(store: JobStore) -> None:
     claimed = await start(store, max_attempts=1)
     await store.jobs.fail(claimed, "the secret reason", error_type="timeout", retry_in=1)
-    text = f"It failed at {NOW} (timeout): its attempts are used up, 1 of 1 attempt. Retry it by hand."
+    text = f"It failed at {NOW} (timeout): its attempts are used up (1 of 1). Retry it by hand."
     assert await told(store, claimed) == ("attempts_used_up", text)
 
 
@@ -112,7 +112,7 @@ async def test_a_lost_job_that_is_to_end_or_has_no_attempt_left_says_what_become
     await store.jobs.cancel(canceled.job_id)
     clock.advance(61)
     lost = f"Worker worker-1 was lost, its lease ended at {IN_A_MINUTE}:"
-    fails = f"{lost} the next claim lets the job fail, as its attempts are used up, 1 of 1 attempt."
+    fails = f"{lost} the next claim lets the job fail, as its attempts are used up (1 of 1)."
     assert await told(store, last) == ("lease_ended", fails)
     assert await told(store, canceled) == ("lease_ended", f"{lost} the next claim cancels the job, as was asked.")
 
@@ -164,7 +164,7 @@ async def test_a_pause_is_told_beside_another_reason_too(store: JobStore, clock:
 
 async def test_a_task_type_that_no_worker_handles_is_told(store: JobStore, clock: FakeClock) -> None:
     job = await enqueue(store)
-    text = "It waits: no live worker is registered for task type greeting or API claude, and no other either."
+    text = "It waits: no live worker is registered for task type greeting or API claude, and none for anything else."
     assert await told(store, job) == ("no_worker", text)
     await list_worker(store, "plan", "title")
     text = "It waits: no live worker is registered for task type greeting or API claude, only 1 live worker for others."

@@ -17,12 +17,14 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 SAID = [
     "Hello, world!",
+    "",  # a module of the reader's, which `jobstore work` runs
     "paused\n1",
-    "completed Hello 1",
-    "Hello! (stop)",
-    "Hello! completed 200 0",
     "First, …",
+    "completed Hello 1",
+    "Hello! completed 200 0",
+    "Hello! (stop)",
     "idle",
+    "completed Hello!",
     "Hello!",
     "1\nTrue canceled",
 ]
@@ -45,6 +47,14 @@ def test_a_block_of_the_readme_runs_as_pasted(
 def test_running_code_stands_within_the_first_forty_lines() -> None:
     assert "```python" in "\n".join(README.splitlines()[:40])
     assert "asyncio.run(main())" in "\n".join(README.splitlines()[:40])
+
+
+def test_each_link_within_the_readme_leads_to_a_heading() -> None:
+    headings = re.findall(r"^#+ (.*)$", README, re.MULTILINE)
+    anchors = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+    linked = re.findall(r"\]\(#([\w-]+)\)", README)
+    assert len(linked) > 10
+    assert [anchor for anchor in linked if anchor not in anchors] == []
 
 
 def test_the_files_that_the_readme_names_exist() -> None:

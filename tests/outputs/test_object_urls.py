@@ -63,6 +63,29 @@ def test_without_the_extra_the_error_says_what_to_install_and_folders_need_nothi
     assert 'pip install "jobstore[objects]"' in output
 
 
+def test_without_the_extra_nothing_is_checked_or_repaired_as_if_there_were_no_texts(database: Path) -> None:
+    code, output, errors = run(
+        """
+        import sys
+        sys.modules["obstore"] = None  # as if it were not installed
+        from pathlib import Path
+        from jobstore import OutputError
+        from jobstore.health import check, repair
+        from jobstore.migrate import Migrator
+
+        Migrator(Path(sys.argv[1])).run()
+        for act in (check, repair):
+            try:
+                act(sys.argv[1], outputs="s3://bucket/prefix")
+            except OutputError as error:
+                print(error)
+        """,
+        database,
+    )
+    assert (code, errors) == (0, "")
+    assert output.count('pip install "jobstore[objects]"') == 2
+
+
 def test_importing_the_store_does_not_import_the_extra() -> None:
     code, output, errors = run("import jobstore, sys; print('obstore' in sys.modules)")
     assert (code, output, errors) == (0, "False\n", "")

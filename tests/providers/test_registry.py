@@ -81,6 +81,7 @@ def test_no_sdk_is_imported_before_its_adapter_is_asked_for() -> None:
         ("openai", "p.adapter_for('openai_chat')", "pip install 'jobstore[openai]'"),
         ("google.genai", "p.adapter_for('gemini')", "pip install 'jobstore[gemini]'"),
         ("genai_prices", "import jobstore.providers.cost", "pip install 'jobstore[cost]'"),
+        ("opentelemetry", "import jobstore.workers.telemetry", "pip install 'jobstore[otel]'"),
     ],
 )
 def test_without_its_extra_the_import_says_what_to_install(missing: str, statement: str, advice: str) -> None:

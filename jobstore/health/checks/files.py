@@ -102,7 +102,7 @@ def disk(subject: SQLiteSubject) -> Finding:
         places.append(subject.texts.folder)
     disks = [shutil.disk_usage(place) for place in places]
     free, size = min(disk.free for disk in disks), subject.path.stat().st_size
-    room = f"{free / 1e9:.1f} GB are free, the database has {size / 1e9:.3f} GB"
+    room = f"{free / 1e9:.1f} GB are free, the database has {size / 1e6:,.1f} MB"
     if any(disk.free < min(LEAST_FREE_BYTES, int(disk.total * LEAST_FREE_SHARE)) for disk in disks):
         return bad("disk", f"nothing new is begun: {room}", "free some space, or move the store")
     if free < size:

@@ -8,10 +8,10 @@ from collections.abc import Mapping
 
 from pydantic import JsonValue
 
+from jobstore.encoding import dump_json
 from jobstore.migrate.adoption.report import Findings
 from jobstore.migrate.adoption.rows import OldRow, insert
 from jobstore.migrate.adoption.values import read_json
-from jobstore.models import dump_json
 
 KEY = "adopted"
 """The key in a job's metadata, or in a session's model settings, below which the rest of its old row is kept."""

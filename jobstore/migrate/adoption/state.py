@@ -7,12 +7,12 @@ import math
 import sqlite3
 from collections.abc import Iterable
 
+from jobstore.encoding import dump_json
 from jobstore.migrate.adoption.leftovers import Leftovers
 from jobstore.migrate.adoption.report import REPORT_KEY
 from jobstore.migrate.adoption.rows import OldRow, insert
 from jobstore.migrate.adoption.sessions import NO_DIRECTORY
 from jobstore.migrate.adoption.values import as_json, as_text, read_json
-from jobstore.models import dump_json
 from jobstore.operations.sessions import hash_project
 from jobstore.sql import Value
 

@@ -11,8 +11,8 @@ from datetime import UTC, datetime
 from pydantic import JsonValue
 
 from jobstore.clock import to_milliseconds
+from jobstore.encoding import encode_json
 from jobstore.errors import InvalidArgument
-from jobstore.models import encode_json
 
 LATEST_SECONDS = 7_258_118_400
 """The beginning of the year 2200: larger numbers are no seconds."""
