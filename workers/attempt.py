@@ -185,8 +185,11 @@ class RunningAttempt:
         known = self._context.answer
         if answer is None and known.broken is not None:  # what was streamed is none, whatever the handler made of it
             return self._failed(known.broken)
-        text = known.unopened() if answer is None else answer
-        complete = partial(jobs.complete, claim, text, usage=known.usage, metadata=known.metadata or None)
+
+        async def complete() -> Job:
+            text = await known.unopened() if answer is None else answer
+            return await jobs.complete(claim, text, usage=known.usage, metadata=known.metadata or None)
+
         return Report(complete, "complete", keeps=answer is not None)
 
     def _raised(self, outcome: Outcome) -> Report:

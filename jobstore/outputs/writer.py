@@ -85,6 +85,10 @@ class OutputWriter:
             await self._drained.wait()
             self._raise_if_failed()
 
+    def flush_soon(self) -> None:
+        """Let what is written next reach the file at once: it has waited elsewhere."""
+        self._enough.set()
+
     async def close(self) -> None:
         """Write the rest, make it durable and close the file, also when cancelled.
 

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 MAX_EARLY = 1000
 """Pieces of text that wait in memory until the output is open."""
+OPEN_SECONDS = FLUSH_SECONDS - 0.05
+"""After the first piece the output opens, so that it is in its file by `FLUSH_SECONDS`: opening takes milliseconds."""
 
 
 class AttemptAnswer:
@@ -79,7 +81,7 @@ class AttemptAnswer:
         if self._early_bytes >= FLUSH_BYTES:
             self.open_soon()
         elif self._due is None:
-            self._due = asyncio.get_running_loop().call_later(FLUSH_SECONDS, self.open_soon)
+            self._due = asyncio.get_running_loop().call_later(OPEN_SECONDS, self.open_soon)
 
     def open_soon(self) -> asyncio.Task[OutputWriter]:
         """Begin to open the output, if that is not done.
@@ -97,9 +99,14 @@ class AttemptAnswer:
         if self.closed:  # a handler that was given up is just about to stream its first piece
             raise LeaseLost(self.claim.job_id, self.claim.attempt)
 
-    def unopened(self) -> str | None:
-        """Return the whole answer, if nothing of it is in the outputs, nor will be by itself; else None."""
+    async def unopened(self) -> str | None:
+        """Return the answer if nothing of it is in the outputs, nor will be by itself; else None, once it is there.
+
+        Raises:
+            JobStoreError: As `flush` raises.
+        """
         self._cancel_due()
+        await self.flush()
         if self._opening is not None or not (self._has_text or self._has_ended):
             return None
         return "".join(self._early)
@@ -111,6 +118,8 @@ class AttemptAnswer:
 
     async def _open(self) -> OutputWriter:
         writer = await self._stack.enter_async_context(self._jobs.output(self.claim))
+        if self._early:
+            writer.flush_soon()
         while self._early:  # in their order: who writes meanwhile adds to the end
             await writer.write(self._early.pop(0))
         return writer

@@ -106,7 +106,7 @@ class RecordedCall:
         """
         if text is None and self._answer.broken is not None:
             raise self._answer.broken
-        given = self._answer.unopened() if text is None else text
+        given = await self._answer.unopened() if text is None else text
         metadata = self._answer.metadata or None
         self.job = await self._jobs.complete(self.claim, given, usage=usage or self._answer.usage, metadata=metadata)
         await self._answer.close(keeps=False)

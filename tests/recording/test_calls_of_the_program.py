@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from jobstore import AnswerUnfinished, DiskFull, JobStatus, JobStore, OutputTooLarge, Usage
+from jobstore.outputs import writer
 from jobstore.providers import ProviderError, Request
 from jobstore.repositories import answers
 from jobstore.repositories.recording import RecordedCall
@@ -176,16 +177,36 @@ async def test_a_short_answer_is_recorded_in_three_writes_and_no_file(
     assert not Path(f"{database}.outputs").exists()
 
 
+async def test_an_output_that_is_just_being_opened_at_the_end_has_the_answer(
+    store: JobStore, server: LLMServer, client: object
+) -> None:
+    server.script("a short answer")
+    async with store.jobs.record("Say hello", task_type="greeting", api_type="claude") as call:
+        await text_of(call, client)
+        call.answer.open_soon()  # as its timer does
+    assert (call.job.status, call.job.response) == (JobStatus.COMPLETED, "a short answer")
+
+
 async def test_eight_kilobytes_open_the_output_however_fast_they_come(
     store: JobStore, server: LLMServer, client: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(answers, "FLUSH_SECONDS", 3600)
+    monkeypatch.setattr(answers, "OPEN_SECONDS", 3600)
     server.script(Answer("x" * 18_000, chunk_size=1000, ending="stall"))  # after half of it
     async with store.jobs.record("Say hello", task_type="greeting", api_type="claude") as call:
         stream = call.stream(client, model="claude-opus-5-5")
         for _ in range(9):
             await anext(stream)
         await eventually(lambda: _reads(store, [call], "x" * 9000))
+
+
+async def test_what_waited_for_the_output_to_open_does_not_wait_in_it_again(
+    store: JobStore, server: LLMServer, client: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writer, "FLUSH_SECONDS", 3600)
+    server.script(Answer("a short answer", chunk_size=7, ending="stall"))  # after half of it
+    async with store.jobs.record("Say hello", task_type="greeting", api_type="claude") as call:
+        assert await anext(call.stream(client, model="claude-opus-5-5")) == "a short"
+        await eventually(lambda: _reads(store, [call], "a short"))
 
 
 async def test_an_answer_without_a_text_is_an_empty_one(store: JobStore, server: LLMServer, client: object) -> None:

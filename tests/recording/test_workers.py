@@ -147,6 +147,24 @@ async def test_a_short_answer_is_recorded_without_a_file(
     assert not Path(f"{database}.outputs").exists()
 
 
+async def test_an_output_that_is_just_being_opened_at_the_end_has_the_answer(
+    store: JobStore, server: LLMServer, speakers: dict[API, Speaker]
+) -> None:
+    worker = Worker(store)
+
+    @worker.handles("plan")
+    async def plan(job: JobContext) -> None:
+        async for _ in job.stream(speakers["anthropic"].client):
+            pass
+        job.answer.open_soon()  # as its timer does
+
+    server.script("a short answer")
+    job = await enqueue(store)
+    await worker.run(drain=True)
+    done = await store.jobs.get(job.id)
+    assert (done.status, done.response) == (JobStatus.COMPLETED, "a short answer")
+
+
 async def test_a_client_of_another_provider_is_not_asked(store: JobStore, server: LLMServer, speaker: Speaker) -> None:
     other = "gemini" if speaker.api == "anthropic" else "claude"
     job = await enqueue(store, other)
