@@ -89,8 +89,11 @@ async def test_whoever_waits_behind_for_a_lost_server_waits_no_longer_than_alone
     proxy.cut(b"BEGIN", "before")
     works = [impatient.execute("INSERT INTO counted VALUES (1)") for _ in range(64)]  # each a batch of its own
     outcomes = await asyncio.gather(*works, return_exceptions=True)
+    lost = {id(outcome): outcome for outcome in outcomes if isinstance(outcome, ConnectionLost)}
     assert {type(outcome) for outcome in outcomes} == {ConnectionLost}
-    assert proxy.refused < 32  # tries of all 64 together
+    assert (
+        sum(each.waited > SHORT / 2 for each in lost.values()) < 32
+    )  # the first, and those whom a slow machine held up
     proxy.refuses = False
     be_patient(impatient)
     assert list(await impatient.execute("SELECT * FROM counted")) == []
