@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import random
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -151,10 +150,10 @@ async def test_the_plan_of_what_runs_all_day_is_kept(store: JobStore) -> None:
         "ALTER TABLE background_jobs SET (autovacuum_enabled = off)"
     )  # which analyzes, and so plans anew
     await store.jobs.enqueue_many(NewJob(prompt="p", task_type="t", api_type="a") for _ in range(1000))
-    for _ in range(10):
+    for number in range(10):
         [claim] = await store.jobs.claim("worker")
         await store.jobs.complete(claim, "done")
-        await store.jobs.claim("worker", limit=random.randint(2, 8))  # noqa: S311 - any number of them
+        await store.jobs.claim("worker", limit=2 + number % 7)
     sql = "SELECT custom_plans, statement FROM pg_prepared_statements WHERE statement ~ '(INTO|UPDATE) background_jobs'"
     statements = await together(store, read, sql)
     assert len(statements) == 4
