@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar
 
 import aiosqlite
@@ -35,7 +35,8 @@ async def drive(connection: Any, operation: Operation[T]) -> T:  # noqa: ANN401 
         operation: Made with the present time in milliseconds, as `jobstore.enqueue(now, …)` is.
 
     Raises:
-        InvalidArgument: It is no such connection, or no transaction is open on it, or it is in psycopg's pipeline mode.
+        InvalidArgument: It is no such connection or operation, no transaction is open on it, or it is in psycopg's
+            pipeline mode.
         DatabaseError: The database refused a statement.
 
     Example:
@@ -44,6 +45,8 @@ async def drive(connection: Any, operation: Operation[T]) -> T:  # noqa: ANN401 
         ...     new = NewJob(prompt="Brew tea", task_type="order", api_type="claude")
         ...     await drive(connection, enqueue(system_clock(), new))
     """
+    if not isinstance(operation, Generator):
+        raise InvalidArgument("operation", "must be one, made by a call such as enqueue(system_clock(), new)")
     held = await _unwrapped(connection)
     if isinstance(held, sqlite3.Connection):
         _require(_is_in_transaction(held))

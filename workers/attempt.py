@@ -152,16 +152,17 @@ class RunningAttempt:
                 await self._tell("claim", self.claim.job)
                 if self._interrupted_by is None:  # else it is not even begun: it would cost, for nothing
                     answer = await self._call()
-        except Outcome as outcome:
-            return self._raised(outcome)
         except asyncio.CancelledError:
             if self._interrupted_by is not None or self._terms.worker.cancelling():
                 return self._interrupted()
             # By someone else than the worker. To give it back would let it begin anew at once, over and over.
             return self._raised(Retry(reason="it, or what it awaited, was cancelled", error_type="CancelledError"))
-        except BaseException as error:
+        except BaseException as raised:
             if not self._is_in_its_task():  # nothing runs any more, and this is cleared away
                 raise
+            error = _alone(raised)
+            if isinstance(error, Outcome):
+                return self._raised(error)
             # Whatever a handler raises is its job's outcome, `sys.exit()` and panics of extensions as well: to end
             # this process by it would let the job do so in the next one, over and over.
             return self._failed(error) if self._interrupted_by is None else self._interrupted()
@@ -344,6 +345,13 @@ def is_passing(error: DatabaseError) -> bool:
     """Whether trying again later may help."""
     # Read-only, too: a server is while another one takes its place, and a disk until it is repaired.
     return isinstance(error, ConnectionLost | DatabaseBusy | DiskFailed | PoolTimeout | ReadOnlyDatabase)
+
+
+def _alone(error: BaseException) -> BaseException:
+    """Return what a group holds, if that is one: task groups wrap whatever ends them."""
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        [error] = error.exceptions
+    return error
 
 
 def _without_own_frames(error: BaseException) -> BaseException:

@@ -67,28 +67,30 @@ def instrument(
 
 
 @asynccontextmanager
-async def serving_metrics(worker: Worker, port: int) -> AsyncIterator[str]:
-    """Serve a worker's metrics to Prometheus on 127.0.0.1 meanwhile.
+async def serving_metrics(worker: Worker, port: int, host: str = "127.0.0.1") -> AsyncIterator[str]:
+    """Serve a worker's metrics to Prometheus meanwhile.
 
     Args:
         worker: Whose metrics.
         port: Which port; 0 is any that is free.
+        host: At which of this machine's addresses.
 
     Yields:
         The URL to scrape.
 
     Raises:
-        OSError: The port is taken, or reserved.
+        OSError: The port is taken, or reserved, or the address is not this machine's.
     """
-    server, provider = await in_thread(_serve, port)
+    server, provider = await in_thread(_serve, port, host)
     instrument(worker, meter_provider=provider)
     try:
-        yield f"http://127.0.0.1:{server.server_port}/metrics"
+        name = f"[{host}]" if ":" in host else host
+        yield f"http://{name}:{server.server_port}/metrics"
     finally:
         await in_thread(_end, server, provider)
 
 
-def _serve(port: int) -> tuple[WSGIServer, MeterProvider]:
+def _serve(port: int, host: str) -> tuple[WSGIServer, MeterProvider]:
     # Here, for those who bring a provider of their own need neither the SDK nor the exporter; and in a thread, for
     # they read files as they are imported.
     from opentelemetry.exporter.prometheus import PrometheusMetricReader  # noqa: PLC0415
@@ -99,7 +101,7 @@ def _serve(port: int) -> tuple[WSGIServer, MeterProvider]:
     registry = CollectorRegistry()
     named = {} if "OTEL_SERVICE_NAME" in os.environ else {"service.name": NAME}
     provider = Provider([PrometheusMetricReader(registry=registry)], Resource.create(named))
-    server, _thread = start_http_server(port, "127.0.0.1", registry)
+    server, _thread = start_http_server(port, host, registry)
     return server, provider
 
 

@@ -56,6 +56,7 @@ class Settings:
     log_level: logs.LogLevel
     log_format: logs.LogFormat
     metrics_port: int | None
+    metrics_host: str
     supervised: bool
     """Whether to obey a supervisor."""
 
@@ -100,6 +101,7 @@ def command_line(settings: Settings, number: int) -> list[str]:
         **{f"--{name.replace('_', '-')}": value for name, value in settings.store_options.items()},
         "--db": settings.named_database,
         "--metrics-port": settings.metrics_port and settings.metrics_port + number,
+        "--metrics-host": None if settings.metrics_port is None else settings.metrics_host,
     }
     for option, value in options.items():
         command += [] if value is None else [option, str(value)]
@@ -181,7 +183,7 @@ async def _make_ready(
     about = {"event": "start", "worker_id": worker.id}
     logger.info("worker %s works on %s", worker.id, store.name, extra=about)
     if settings.metrics_port is not None:
-        await _serve_metrics(stack, worker, settings.metrics_port)
+        await _serve_metrics(stack, worker, settings.metrics_port, settings.metrics_host)
     _set_apart_what_stays()
     return worker
 
@@ -217,13 +219,13 @@ def _leave(code: int, what: str, why: str = "") -> None:
     os._exit(code)
 
 
-async def _serve_metrics(stack: AsyncExitStack, worker: Worker, port: int) -> None:
+async def _serve_metrics(stack: AsyncExitStack, worker: Worker, port: int, host: str) -> None:
     from jobstore.workers.telemetry import serving_metrics  # noqa: PLC0415 - an extra, only for those who ask
 
     try:
-        url = await stack.enter_async_context(serving_metrics(worker, port))
+        url = await stack.enter_async_context(serving_metrics(worker, port, host))
     except OSError as error:
         raise typer.BadParameter(
-            f"port {port} cannot be had: {error.strerror}", param_hint="'--metrics-port'"
+            f"port {port} of {host} cannot be had: {error.strerror}", param_hint="'--metrics-port'"
         ) from None
     logger.info("worker %s serves its metrics at %s", worker.id, url, extra={"worker_id": worker.id})

@@ -81,8 +81,11 @@ MetricsPort = Annotated[
         min=0,
         max=65535,
         show_default=False,
-        help="Serve metrics to Prometheus on 127.0.0.1; of several processes each takes the next port.",
+        help="Serve metrics to Prometheus; of several processes each takes the next port.",
     ),
+]
+MetricsHost = Annotated[
+    str, typer.Option("--metrics-host", metavar="ADDRESS", help="Where; 0.0.0.0 is every address of this machine.")
 ]
 Supervised = Annotated[bool, typer.Option("--supervised", hidden=True)]
 
@@ -101,6 +104,7 @@ def work(
     log_level: LogLevel = "info",
     log_format: LogFormat = "text",
     metrics_port: MetricsPort = None,
+    metrics_host: MetricsHost = "127.0.0.1",
     db: GroupDb = None,
     outputs: Outputs = None,
     max_output_bytes: MaxOutputBytes = None,
@@ -143,6 +147,7 @@ def work(
         log_level=log_level,
         log_format=log_format,
         metrics_port=metrics_port,
+        metrics_host=metrics_host,
         supervised=supervised,
     )
     if processes or reload:

@@ -134,7 +134,7 @@ class _Work:
         log = Log.read(Path(f"{self._path}-wal"))
         is_whole = problems is not None and all(map(_MENDABLE.search, problems))
         if is_whole and not log.lost_commits and not log.is_cut:
-            self.backup = back_up(self._path)
+            self.backup = back_up(self._path, "repair")
             with contextlib.suppress(DatabaseCorrupt):
                 self._mend_in_place(rebuilds_indexes=bool(problems))
                 return

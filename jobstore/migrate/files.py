@@ -38,13 +38,17 @@ def look(path: Path, read: Callable[[sqlite3.Connection], T]) -> T:
         raise translate(error) from error
 
 
-def back_up(path: Path) -> Path:
+def back_up(path: Path, before: str) -> Path:
     """Copy what is committed in a database to a new file beside it, durably, and return the copy's path.
+
+    Args:
+        path: The database.
+        before: What is about to be done to it; a part of the copy's name.
 
     Raises:
         DatabaseError: It cannot be written. What was begun is removed.
     """
-    target = _new_backup(path)
+    target = _new_backup(path, before)
     try:
         copy_database(path, target)
         sync_folder(target.parent)
@@ -97,10 +101,10 @@ def copy_into(
         source.backup(copy, pages=COPIED_PAGES, progress=lambda _, left, total: tell(total - left, total))
 
 
-def _new_backup(path: Path) -> Path:
+def _new_backup(path: Path, before: str) -> Path:
     """Create an empty file of a name that says when."""
     moment = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
-    name, number = f"{path.name}.backup-before-migration-{moment}", 0
+    name, number = f"{path.name}.backup-before-{before}-{moment}", 0
     while not create_private(target := path.with_name(f"{name}-{number}" if number else name)):
         number += 1
     return target

@@ -170,7 +170,7 @@ class Migrator:
             if conversion is None:  # another migrator was here meanwhile
                 return None
             share.keep()
-            backup = back_up(self._path)  # which does not see what is not committed
+            backup = back_up(self._path, "migration")  # which does not see what is not committed
             backed_up(backup)
             self._make_schema(connection, announce)
             destination = OutputsOnDemand(lambda: self._claim_outputs(connection, intent))
@@ -229,7 +229,7 @@ class Migrator:
                 self._record(connection, step)  # before the backup: so it is known that the file can be written
                 share.keep()
                 if worth_keeping:
-                    backup = back_up(self._path)  # which does not see what is not committed
+                    backup = back_up(self._path, "migration")  # which does not see what is not committed
                     backed_up(backup)
                 announce(step)
                 _apply(connection, step)

@@ -83,7 +83,7 @@ def test_each_change_is_named_and_mended(migrated: Path, change: str, problem: s
     assert done.report.ok, done.report.failed
     assert done.not_mended == ()
     assert done.backup is not None
-    assert "damaged" not in done.backup.name
+    assert done.backup.name.startswith(f"{migrated.name}.backup-before-repair-")
     assert table(migrated, "background_jobs").keys() == before.keys()
     assert rows_of(migrated, "SELECT name FROM sessions") == [("demo",)]
 

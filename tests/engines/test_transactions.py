@@ -176,6 +176,8 @@ async def test_a_connection_without_a_transaction_is_refused(database: Path, fre
     with psycopg.connect(fresh_database) as blocking:
         await refused(blocking, r"not psycopg\.Connection")
     await refused("a text", r"not builtins\.str")
+    with closing(sqlite3.connect(database)) as plain, pytest.raises(InvalidArgument, match="operation"):
+        await drive(plain, None)  # type: ignore[arg-type]
 
 
 async def refused(connection: Any, reason: str = "begin one") -> None:  # noqa: ANN401

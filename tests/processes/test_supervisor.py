@@ -392,11 +392,12 @@ async def test_each_process_serves_its_metrics_at_a_port_of_its_own(
 ) -> None:
     jobs = await enqueue(store, "quick", 20)
     first = free_ports(2)
-    async with working(folder, database, "--processes", 2, "--metrics-port", first) as supervisor:
+    where = "--metrics-port", first, "--metrics-host", "localhost"
+    async with working(folder, database, "--processes", 2, *where) as supervisor:
         await live(store, 2)
         await eventually(lambda: all_are(store, jobs, JobStatus.COMPLETED))
-        await eventually(lambda: supervisor.log.count("serves its metrics") == 2)
-        scraped = [await asyncio.to_thread(scrape, f"http://127.0.0.1:{first + n}/metrics") for n in range(2)]
+        await eventually(lambda: supervisor.log.count("serves its metrics at http://localhost:") == 2)
+        scraped = [await asyncio.to_thread(scrape, f"http://localhost:{first + n}/metrics") for n in range(2)]
         counted = [line.split() for text in scraped for line in text.splitlines() if "jobs_completed_total{" in line]
         assert sum(float(count) for _, count in counted) == 20
         supervisor.process.terminate()

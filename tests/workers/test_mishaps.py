@@ -17,7 +17,7 @@ import pytest
 
 from jobstore import Claim, InvalidArgument, Job, JobStatus, JobStore, LeaseLost, StatementFailed, StoreClosed
 from jobstore.testing import FakeClock
-from jobstore.workers import AttemptEvent, Fail, JobContext, Outcome, SyncJobContext, Worker, constant, hooks
+from jobstore.workers import AttemptEvent, Fail, JobContext, Outcome, SyncJobContext, Worker, constant, hooks, never
 from tests.conformance.support import eventually
 
 LEASE = 0.2
@@ -203,7 +203,7 @@ RAISED = {
     "Panic": Panic(),
     "GeneratorExit": GeneratorExit(),
     "KeyboardInterrupt": KeyboardInterrupt(),
-    "BaseExceptionGroup": BaseExceptionGroup("of", [Panic()]),
+    "BaseExceptionGroup": BaseExceptionGroup("of", [Panic(), Panic()]),
     "CancelledError": asyncio.CancelledError(),
     "AttributeError": OwnFail(),
     "NotImplementedError": Outcome(),
@@ -236,6 +236,37 @@ async def test_whatever_a_handler_raises_fails_its_job_alone(store: JobStore) ->
             found = await store.jobs.get(job.id)
             told = (found.status, found.error_type, found.attempt, found.attempts_used)
             assert told == (JobStatus.FAILED, expected, 2, 2)
+
+
+async def test_what_comes_alone_in_a_group_counts_as_itself(store: JobStore) -> None:
+    worker = Worker(store)
+
+    @worker.handles("outcome")
+    async def give_up(_job: JobContext) -> None:
+        async with asyncio.TaskGroup() as tasks, anyio.create_task_group():
+            tasks.create_task(_raise(Fail("it is wrong", error_type="wrong")))
+
+    @worker.handles("error", retry={ConnectionError: never, Exception: constant(0)})
+    async def lose_connection(_job: JobContext) -> None:
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(_raise(ConnectionError("gone")))
+
+    outcome = await store.jobs.enqueue("p", task_type="outcome", api_type="api")
+    error = await store.jobs.enqueue("p", task_type="error", api_type="api")
+    await worker.run(drain=True)
+    ended = [await store.jobs.get(job.id) for job in (outcome, error)]
+    told = [(job.status, job.error_type, job.error_message, job.attempt) for job in ended]
+    assert told == [
+        (JobStatus.FAILED, "wrong", "it is wrong", 1),
+        (JobStatus.FAILED, "ConnectionError", "gone", 1),
+    ]
+    [attempt] = await store.jobs.attempts(error.id)
+    assert attempt.error_traceback is not None
+    assert "in _raise" in attempt.error_traceback
+
+
+async def _raise(error: Exception) -> None:
+    raise error
 
 
 async def test_a_handler_that_answers_though_someone_cancelled_its_task_has_answered(store: JobStore) -> None:
