@@ -36,6 +36,8 @@ TICK = 0.005
 MIB = 1024 * 1024
 PIECE = 200
 """Characters."""
+PACE = 0.002
+"""Seconds between two pieces of an answer at a model's pace, which is slower still: tens of tokens a second."""
 
 
 class Watched(NamedTuple):
@@ -58,7 +60,8 @@ async def serve() -> None:
     """Answer until the standard input ends."""
 
     def answer(request: LLMRequest) -> Answer:
-        return Answer(text_of(request.prompt), chunk_size=PIECE)
+        pace = PACE if "paced" in request.prompt else 0.0
+        return Answer(text_of(request.prompt), chunk_size=PIECE, delay=pace)
 
     async with LLMServer(answer) as server:
         print(server.url, flush=True)
@@ -183,7 +186,7 @@ async def damaged(store: JobStore) -> int:
     return wrong
 
 
-async def alone(store: JobStore, client: AsyncAnthropic, rounds: int, size: int) -> None:
+async def alone(store: JobStore, client: AsyncAnthropic, rounds: int, size: int, how: str) -> None:
     """Print what recording adds to the first piece, to each other and to the end, of streams one after the other."""
     existing = recorded(client, store, task_type="t")
     plain: list[Read] = []
@@ -191,12 +194,12 @@ async def alone(store: JobStore, client: AsyncAnthropic, rounds: int, size: int)
     by_sdk: list[Read] = []
     tapped: list[Read] = []
     for number in range(rounds):
-        prompt = f"{size} characters alone {number}"
+        prompt = f"{size} characters {how} {number}"
         plain.append(await read_plainly(client, prompt))
         kept.append(await read_recorded(store, client, prompt))
         by_sdk.append(await read_by_sdk(client, prompt))
         tapped.append(await read_by_sdk(existing, prompt))
-    print(f"\n{rounds} streams one after the other of {size / 1000:g} kB each, medians in ms")
+    print(f"\n{rounds} streams one after the other of {size / 1000:g} kB each, {how}, medians in ms")
     compare(plain, kept, size)
     print("\nthe same, by an existing client and by the one that recorded() makes of it")
     compare(by_sdk, tapped, size)
@@ -221,7 +224,8 @@ async def measure(streams: int, size: int, rounds: int) -> None:
             AsyncAnthropic(api_key="any", base_url=url) as client,
         ):
             await at_once(store, client, streams, size)
-            await alone(store, client, rounds, size)
+            await alone(store, client, rounds, size, "all at once")
+            await alone(store, client, max(1, rounds // 2), size // 10, f"paced, a piece each {PACE * 1000:g} ms")
 
 
 def main(arguments: list[str]) -> None:
