@@ -11,10 +11,11 @@ from psycopg.rows import DictRow, dict_row
 
 from jobstore.clock import Clock
 from jobstore.databases import PostgresDatabase, migrate_command
-from jobstore.engines.postgres_driver import DIALECT, configure
+from jobstore.engines.postgres_driver import configure
 from jobstore.engines.postgres_errors import translate
 from jobstore.engines.postgres_pipeline import bind, to_query
 from jobstore.engines.postgres_server import MINIMUM_SERVER
+from jobstore.engines.postgres_statements import DIALECT
 from jobstore.errors import DatabaseError
 from jobstore.health.checks import SHARED_CHECKS, Check
 from jobstore.health.checks.schema import applied_steps, compare_steps
