@@ -25,6 +25,7 @@ from jobstore.engines.postgres_listener import Listener
 from jobstore.engines.postgres_pipeline import Bound, Connection
 from jobstore.engines.postgres_schema import SchemaGuard
 from jobstore.engines.postgres_server import Server
+from jobstore.engines.postgres_statements import DIALECT
 from jobstore.engines.postgres_writer import BATCH_LOCK_TIMEOUT, RowLocked, Writer
 from jobstore.engines.signal import Signal
 from jobstore.errors import ConnectionLost, DatabaseBusy, DatabaseError, PoolTimeout, SchemaMismatch, StoreClosed
@@ -73,7 +74,7 @@ class PostgresEngine:
         InvalidArgument: The URL cannot be understood.
     """
 
-    dialect = driver.DIALECT
+    dialect = DIALECT
 
     def __init__(
         self,

@@ -5,11 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-import re
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import psycopg
 from psycopg import AsyncConnection, AsyncRawCursor
@@ -20,38 +18,20 @@ from psycopg.types.string import TextLoader
 
 from jobstore.engines.base import Request
 from jobstore.engines.postgres_errors import is_locked, is_passing, translate
-from jobstore.engines.postgres_pipeline import TOKEN, Bound, Connection, Query, Result, bind, run_together, to_query
+from jobstore.engines.postgres_pipeline import Bound, Connection, Result, run_together
+from jobstore.engines.postgres_statements import DIALECT, bound, fetched, wrote
 from jobstore.errors import InvalidArgument, StatementFailed
-from jobstore.sql import Dialect, Operation, Statement, Value
+from jobstore.sql import Operation, Statement
 
 T = TypeVar("T")
 
 Cursor = AsyncRawCursor[DictRow]
-
-DIALECT = Dialect(
-    lock_rows="FOR UPDATE SKIP LOCKED",
-    lateral=True,
-    writes_in_with=True,
-    takes_arrays=True,
-    holds_nul=False,
-    column_types="SELECT column_name AS name, data_type AS type FROM information_schema.columns"
-    " WHERE table_schema = current_schema() AND table_name = :table ORDER BY ordinal_position",
-)
 
 CHANNEL = "('jobstore:' || current_schema())::name::text"
 """What processes listen on, as SQL: a name, which the server cuts off at 63 bytes."""
 SERIALIZABLE = "BEGIN ISOLATION LEVEL SERIALIZABLE"
 READ_COMMITTED = "BEGIN ISOLATION LEVEL READ COMMITTED"
 SNAPSHOT = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
-
-_REFUSED = frozenset(
-    "ABORT BEGIN CALL COMMIT COPY DEALLOCATE DISCARD END LISTEN NOTIFY PREPARE RELEASE RESET ROLLBACK SAVEPOINT "  # noqa: SIM905 - reads as SQL
-    "SET START UNLISTEN VACUUM".split()
-)
-_READING = ("SELECT", "SHOW", "VALUES", "EXPLAIN")
-_WRITING = re.compile(r"\b(?:INSERT|UPDATE|DELETE|MERGE)\b", re.IGNORECASE)
-_SPACE = re.compile(r"(?:[\s;]|--[^\n\r]*|/\*.*?(?:\*/|$))*", re.DOTALL)
-_WORD = re.compile(r"[A-Za-z]*")
 
 
 class TransactionFailed(Exception):
@@ -133,7 +113,7 @@ async def drive_in_turns(
     while running or first:
         try:
             groups = _grouped(running)
-            sent = [_bound(*(drive.statement for drive in group)) for group in groups]
+            sent = [bound(*(drive.statement for drive in group)) for group in groups]
             results = await run_together(connection, [*first, *itertools.chain.from_iterable(sent)])
         except psycopg.Error as error:
             raise TransactionFailed(error) from None
@@ -235,7 +215,7 @@ async def _drive_statements(connection: AsyncConnection[Any], operation: Operati
         while True:
             try:
                 async with connection.transaction():  # a savepoint
-                    result = _fetched(statement.fetch, await _results(await _send(connection, statement)))
+                    result = fetched(statement.fetch, await _results(await _send(connection, statement)))
             except psycopg.Error as error:
                 statement = operation.throw(translate(error))
             except (InvalidArgument, StatementFailed) as error:
@@ -284,7 +264,7 @@ def _go_on(drive: _Drive) -> bool:
         MustBeAlone: It failed, and has changed rows.
     """
     try:
-        statement = drive.operation.send(_fetched(drive.statement.fetch, drive.results))
+        statement = drive.operation.send(fetched(drive.statement.fetch, drive.results))
         drive.statement = _told_dialect(drive.operation, statement)
     except StopIteration as stop:
         drive.request.value = stop.value
@@ -320,47 +300,7 @@ def _hand_out(results: list[Result], group: Sequence[_Drive]) -> None:
         shares = [results]
     for drive, share in zip(group, shares, strict=True):
         drive.results = share
-        drive.changed |= _wrote(drive.statement, share)
-
-
-def _bound(statement: Statement, *others: Statement) -> list[Bound]:
-    """Return a statement as it is to be sent, once for each set of its parameters, or once with those of others."""
-    if not isinstance(statement, Statement):
-        raise InvalidArgument("make_operation", "must yield statements: write `yield from execute(…)` and the like")
-    if statement.fetch == "dialect":
-        return []
-    query = permitted(statement.sql)
-    bounds = [_checked(query, parameters) for one in (statement, *others) for parameters in _sets(one)]
-    if statement.fetch != "each":
-        return bounds
-    return [Bound(query, [_array(values) for values in zip(*(bound.values for bound in bounds), strict=True)])]
-
-
-def _sets(statement: Statement) -> Sequence[Mapping[str, Value]]:
-    parameters = statement.parameters
-    return parameters if isinstance(parameters, list) else [parameters]
-
-
-def _checked(query: Query, parameters: Mapping[str, Any]) -> Bound:
-    """Refuse what psycopg could bind but no other engine."""
-    try:
-        bound = bind(query, parameters)
-    except KeyError as missing:
-        raise StatementFailed(f"the parameter {missing.args[0]} has no value") from None
-    for name, value in zip(query.names, bound.values, strict=True):
-        if value is not None and not isinstance(value, str | int | float | bytes):
-            raise StatementFailed(f"the parameter {name} cannot be stored: {type(value).__name__}")
-    return bound
-
-
-def _array(values: Sequence[Value]) -> str:
-    """Return values as the text of an array."""
-    return "{" + ",".join(["NULL" if value is None else _quoted(str(value)) for value in values]) + "}"
-
-
-def _quoted(text: str) -> str:
-    text = text.replace("\\", "\\\\").replace('"', '\\"')
-    return f'"{text}"'
+        drive.changed |= wrote(drive.statement, share)
 
 
 async def _send(connection: AsyncConnection[Any], statement: Statement) -> list[Cursor]:
@@ -371,10 +311,10 @@ async def _send(connection: AsyncConnection[Any], statement: Statement) -> list[
     """
     sent = []
     try:
-        for bound in _bound(statement):
+        for query, values in bound(statement):
             cursor = AsyncRawCursor(connection, row_factory=dict_row)
             configure(cursor)
-            sent.append(await cursor.execute(bound.query.text, bound.values or [0]))
+            sent.append(await cursor.execute(query.text, values or [0]))
     except (ValueError, OverflowError) as error:
         reason = type(error).__name__
     else:
@@ -392,33 +332,6 @@ async def _rows(cursor: Cursor) -> list[DictRow]:
     return [*await cursor.fetchall()] if has_rows else []
 
 
-def _fetched(fetch: Literal["one", "all", "each", "count", "many", "dialect"], results: Sequence[Result]) -> Any:  # noqa: ANN401
-    if fetch == "dialect":
-        return DIALECT
-    if fetch in {"count", "many"}:
-        return sum(result.rowcount for result in results)
-    [result] = results
-    if fetch == "all":
-        return result.rows
-    row = result.rows[0] if result.rows else None
-    if row is not None and fetch == "each":
-        del row["number"]
-    return row
-
-
-def _wrote(statement: Statement, results: Sequence[Result]) -> bool:
-    """Whether a statement changed rows; what the functions that it calls may have changed is not seen."""
-    if results and results[0].command.startswith(_READING):
-        return _writes_within(statement.sql)
-    return any(result.rowcount != 0 for result in results)
-
-
-@lru_cache(maxsize=2048)
-def _writes_within(sql: str) -> bool:
-    """Whether a query has parts that write, of which the server tells no number."""
-    return _first_word(sql) == "WITH" and _WRITING.search(sql) is not None
-
-
 async def _in_savepoint(connection: Connection, statement: Statement) -> tuple[Any, bool]:
     """Run a statement in one round trip; if it fails, the transaction is as it was before."""
     try:
@@ -427,7 +340,7 @@ async def _in_savepoint(connection: Connection, statement: Statement) -> tuple[A
             sent = await _send(connection, statement)
             await connection.execute("RELEASE operation")
         results = await _results(sent)
-        return _fetched(statement.fetch, results), _wrote(statement, results)
+        return fetched(statement.fetch, results), wrote(statement, results)
     except psycopg.Error as error:
         if not _ends_transaction(connection, error):
             await connection.execute("ROLLBACK TO operation")
@@ -439,35 +352,6 @@ async def _in_savepoint(connection: Connection, statement: Statement) -> tuple[A
 
 def _ends_transaction(connection: Connection, error: psycopg.Error) -> bool:
     return connection.closed or is_passing(error) or is_locked(error)
-
-
-@lru_cache(maxsize=2048)
-def permitted(sql: str) -> Query:
-    """Return an operation's statement as PostgreSQL takes it.
-
-    Raises:
-        InvalidArgument: It would end or change the transaction that the operation shares with others.
-    """
-    word = _first_word(sql)
-    if word in _REFUSED:
-        raise InvalidArgument("sql", f"{word} is the store's own business: use a connection of your own for it")
-    return to_query(sql)
-
-
-def _first_word(sql: str) -> str:
-    space = _SPACE.match(sql)
-    word = _WORD.match(sql, space.end() if space else 0)
-    return word.group().upper() if word else ""
-
-
-def statements(script: str) -> list[str]:
-    """Return the statements of a script without texts, quoted names and comments, so that a look at words will do.
-
-    Example:
-        >>> statements("SELECT ';' /* one; */ ; COMMIT")
-        ['SELECT', 'COMMIT']
-    """
-    return [" ".join(part.split()) for part in TOKEN.sub(" ", script).split(";")]
 
 
 def configure(context: AdaptContext) -> None:

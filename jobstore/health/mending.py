@@ -114,12 +114,11 @@ def mend_identity(connection: sqlite3.Connection, known: str | None) -> list[str
 
 
 def mend_records(connection: sqlite3.Connection, steps: Sequence[Step], now: int) -> list[str]:
-    """Record the steps again where no record of any is left: the schema is their sum by now."""
-    if connection.execute("SELECT 1 FROM migrations").fetchone():
-        return []
+    """Record those of the steps again whose records are lost: the schema is their sum by now."""
     records = [(step.name, step.checksum, now) for step in steps]
-    connection.executemany("INSERT INTO migrations (name, checksum, applied_at) VALUES (?, ?, ?)", records)
-    return ["the records of applied migrations: made again"]
+    sql = "INSERT OR IGNORE INTO migrations (name, checksum, applied_at) VALUES (?, ?, ?)"
+    lost = connection.executemany(sql, records).rowcount
+    return [f"records of applied migrations: {lost} made again"] if lost else []
 
 
 def _mend_all(connection: sqlite3.Connection, rules: Sequence[Rule], now: int, mended: Mended) -> None:

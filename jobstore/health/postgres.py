@@ -11,15 +11,17 @@ from psycopg.rows import DictRow, dict_row
 
 from jobstore.clock import Clock
 from jobstore.databases import PostgresDatabase, migrate_command
-from jobstore.engines.postgres_driver import DIALECT, configure
+from jobstore.engines.postgres_driver import configure
 from jobstore.engines.postgres_errors import translate
 from jobstore.engines.postgres_pipeline import bind, to_query
 from jobstore.engines.postgres_server import MINIMUM_SERVER
+from jobstore.engines.postgres_statements import DIALECT
 from jobstore.errors import DatabaseError
 from jobstore.health.checks import SHARED_CHECKS, Check
-from jobstore.health.checks.schema import applied_steps, compare_steps
+from jobstore.health.checks.schema import compare_steps
 from jobstore.health.report import Finding, bad, good
 from jobstore.health.running import open_texts, run_checks
+from jobstore.health.schema import steps_had
 from jobstore.migrate import Step
 from jobstore.migrate.postgres import RECORDS, in_one_statement
 from jobstore.operations.migrations import applied, store_id
@@ -107,7 +109,7 @@ def migrations(subject: PostgresSubject) -> Finding:
 
 def schema(subject: PostgresSubject) -> Finding:
     """Check that all that the applied steps have made is there, as they made it."""
-    steps = applied_steps(subject.steps, subject.read(applied))
+    steps = steps_had(subject.steps, {record.name for record in subject.read(applied)}) or subject.steps
     try:
         wanted, found = _reference(subject.connection, steps), _present(subject.connection)
     except (psycopg.errors.InsufficientPrivilege, psycopg.errors.ReadOnlySqlTransaction):

@@ -19,13 +19,13 @@ from jobstore.files import create_private, refusal
 from jobstore.health.checking import check, other_kind
 from jobstore.health.checks.files import exposed
 from jobstore.health.checks.pages import integrity_problems
-from jobstore.health.checks.schema import applied_steps
 from jobstore.health.checks.texts import damaged_texts, is_usable, orphaned_texts
 from jobstore.health.mending import mend_identity, mend_records, mend_rows, mend_schema
 from jobstore.health.report import Repair, Salvaged
 from jobstore.health.running import open_texts
 from jobstore.health.salvage.log import Log
 from jobstore.health.salvage.rebuild import rebuild
+from jobstore.health.schema import read_schema, steps_had
 from jobstore.health.subject import DAMAGE, SQLiteSubject, looked_into_alone, silent
 from jobstore.health.trash import put_aside, trash_of
 from jobstore.migrate import Step, check_applied
@@ -212,7 +212,8 @@ class _Work:
         """
         now, done = self._clock(), []
         with _opened(self._path) as connection, _transaction(connection):
-            steps = applied_steps(self._steps, drive(connection, applied(now)))
+            recorded = {record.name for record in drive(connection, applied(now))}
+            steps = steps_had(self._steps, recorded, read_schema(connection)) or self._steps
             mended = mend_schema(connection, steps, now)
             done += mended.done
             if rebuilds_indexes:

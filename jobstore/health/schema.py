@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from jobstore.migrate import RECORDS, Step, split_statements
@@ -85,6 +85,31 @@ def wanted_schema(steps: Iterable[Step]) -> Schema:
     """Return the schema that steps add up to."""
     with contextlib.closing(reference(steps)) as made:
         return read_schema(made)
+
+
+def steps_had(steps: Sequence[Step], recorded: Collection[str], actual: Schema | None = None) -> Sequence[Step]:
+    """Return the steps that a database has had; none if nothing tells.
+
+    They are applied in their order, each as a whole: the last one that is recorded, or has left anything in the schema,
+    tells of those before it, whose records may be lost.
+
+    Args:
+        steps: All that there are.
+        recorded: The names of those that it records.
+        actual: Its schema, if that is to be looked at.
+    """
+    parts, before, last = set() if actual is None else _parts(actual), set[tuple[str, str]](), 0
+    for number, step in enumerate(steps, 1):
+        made = _parts(wanted_schema(steps[:number])) if parts else set()
+        if step.name in recorded or (made - before) & parts:
+            last = number
+        before = made
+    return steps[:last]
+
+
+def _parts(schema: Schema) -> set[tuple[str, str]]:
+    columns = {(name, column) for name, table in schema.tables.items() for column in table.columns}
+    return {*columns, *schema.objects, *(("table", name) for name in schema.tables)}
 
 
 def read_schema(connection: sqlite3.Connection) -> Schema:

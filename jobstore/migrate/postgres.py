@@ -13,10 +13,10 @@ from psycopg import sql
 from psycopg.rows import tuple_row
 
 from jobstore.clock import Clock, from_milliseconds, system_clock
-from jobstore.engines.postgres_driver import statements
 from jobstore.engines.postgres_errors import translate
 from jobstore.engines.postgres_schema import SCHEMA_LOCK
 from jobstore.engines.postgres_server import Server
+from jobstore.engines.postgres_statements import statements
 from jobstore.errors import DatabaseBusy, InvalidArgument, SchemaMismatch
 from jobstore.migrate.adoption import REPORT_KEY, Adoption, read_report
 from jobstore.migrate.steps import POSTGRES_STEPS, Result, Status, Step, check_applied, load_steps, pending_steps

@@ -159,6 +159,17 @@ def test_lost_records_of_steps_are_made_again(migrated: Path) -> None:
     assert rows_of(migrated, "SELECT name, checksum FROM migrations") == records
 
 
+@pytest.mark.parametrize("lost", ["0001%", "0002%", "0003%", "000_%"])
+def test_lost_records_are_known_by_what_their_steps_have_made(migrated: Path, lost: str) -> None:
+    records = rows_of(migrated, "SELECT name, checksum FROM migrations ORDER BY name")
+    execute(migrated, f"DELETE FROM migrations WHERE name LIKE '{lost}'")
+    found = finding(migrated, "migrations")
+    assert "are not recorded" in found.summary
+    assert "--repair" in found.remedy
+    assert repair(migrated).report.ok
+    assert rows_of(migrated, "SELECT name, checksum FROM migrations ORDER BY name") == records
+
+
 def test_another_programs_database_is_told_and_not_touched(tmp_path: Path) -> None:
     path = tmp_path / "other.db"
     execute(path, "CREATE TABLE orders (id)")

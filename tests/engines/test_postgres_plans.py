@@ -10,7 +10,7 @@ import pytest
 from psycopg import sql
 
 from jobstore import Claim, JobStore, Usage
-from jobstore.engines.postgres_driver import DIALECT, permitted
+from jobstore.engines.postgres_statements import DIALECT, permitted
 from jobstore.models import Text
 from jobstore.operations import attempts, leasing
 from jobstore.sql import Operation, Statement

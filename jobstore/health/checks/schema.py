@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Collection, Sequence
 
 from jobstore.errors import SchemaMismatch
 from jobstore.health.report import Finding, bad, good
-from jobstore.health.schema import compare, read_schema, wanted_schema
+from jobstore.health.schema import compare, read_schema, steps_had, wanted_schema
 from jobstore.health.subject import SQLiteSubject
 from jobstore.migrate import Step, check_applied, pending_steps
 from jobstore.models import AppliedMigration
@@ -18,6 +19,10 @@ REPAIR = "run `jobstore check --repair`"
 def migrations(subject: SQLiteSubject) -> Finding:
     """Check the steps that were applied against those of this version."""
     records = subject.read(applied)
+    names = {record.name for record in records}
+    lost = [step.name for step in _had(subject, names) if step.name not in names]
+    if lost and names <= {step.name for step in subject.steps}:
+        return bad("migrations", f"steps that were applied and are not recorded: {len(lost)}", REPAIR, *lost)
     command = f"python -m jobstore.migrate --db {shlex.quote(str(subject.path))}"
     return compare_steps(subject.steps, records, command)
 
@@ -36,7 +41,7 @@ def compare_steps(steps: list[Step], records: list[AppliedMigration], command: s
 
 def schema(subject: SQLiteSubject) -> Finding:
     """Check that all that the applied steps have made is there, as they made it."""
-    wanted = wanted_schema(applied_steps(subject.steps, subject.read(applied)))
+    wanted = wanted_schema(_had(subject, {record.name for record in subject.read(applied)}) or subject.steps)
     found = compare(read_schema(subject.connection), wanted)
     notes = [f"not jobstore's own: {name}" for name in found.extra]
     if found.differences:
@@ -50,7 +55,5 @@ def schema(subject: SQLiteSubject) -> Finding:
     return good("schema", "every table, column, index, trigger and CHECK is there", *notes)
 
 
-def applied_steps(steps: list[Step], records: list[AppliedMigration]) -> list[Step]:
-    """Return the steps whose schema a database should have: those applied, or all if it does not say."""
-    names = {record.name for record in records}
-    return [step for step in steps if step.name in names] or steps
+def _had(subject: SQLiteSubject, recorded: Collection[str]) -> Sequence[Step]:
+    return steps_had(subject.steps, recorded, read_schema(subject.connection))

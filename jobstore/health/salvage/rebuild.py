@@ -14,7 +14,7 @@ from jobstore.health.report import Salvaged
 from jobstore.health.salvage.pages import Pages
 from jobstore.health.salvage.records import Cell, Node, read_cells
 from jobstore.health.salvage.survey import Entry, Survey
-from jobstore.health.schema import wanted_schema
+from jobstore.health.schema import Schema, read_schema, steps_had, wanted_schema
 from jobstore.migrate import Step
 from jobstore.migrate.helpers import quoted
 from jobstore.progress import Progress, Tell
@@ -70,10 +70,10 @@ def rebuild(source: Path, target: Path, steps: Sequence[Step], known: str | None
     """
     with Pages(source) as pages, contextlib.closing(_open(target, pages.size)) as connection:
         survey = Survey(pages)
-        steps = _applied(survey, steps)
         connection.execute("BEGIN")
-        ours = {name for _, name in wanted_schema(steps).objects}
         not_mended = _create(connection, [entry for entry in survey.schema if entry.kind == "table"])
+        steps = _had(survey, steps, read_schema(connection))
+        ours = {name for _, name in wanted_schema(steps).objects}
         done = create_missing_tables(connection, steps)
         shapes = [_shape(connection, name) for name in _tables(connection)]
         _assign(survey, shapes)
@@ -93,8 +93,10 @@ def rebuild(source: Path, target: Path, steps: Sequence[Step], known: str | None
     return Rebuilt(tables, [*done, *rows.done], problems)
 
 
-def _applied(survey: Survey, steps: Sequence[Step]) -> Sequence[Step]:
-    """Return the steps that the damaged file records; all of them if no record is left.
+def _had(survey: Survey, steps: Sequence[Step], actual: Schema) -> Sequence[Step]:
+    """Return the steps that the damaged file has had; all of them if what they made is not whole.
+
+    A table that is made with too few columns would not be known as that of its rows, and all of them be lost.
 
     Raises:
         SchemaMismatch: A newer version has applied others.
@@ -105,7 +107,9 @@ def _applied(survey: Survey, steps: Sequence[Step]) -> Sequence[Step]:
             f"the database was migrated by a newer jobstore ({', '.join(unknown)}): repair it with that version",
             unknown,
         )
-    return [step for step in steps if step.name in names] or steps
+    had = steps_had(steps, names, actual)
+    is_whole = had and wanted_schema(had).tables.keys() <= actual.tables.keys()
+    return had if is_whole else steps
 
 
 def _open(target: Path, page_size: int) -> sqlite3.Connection:
