@@ -226,6 +226,6 @@ async def _serve_metrics(stack: AsyncExitStack, worker: Worker, port: int, host:
         url = await stack.enter_async_context(serving_metrics(worker, port, host))
     except OSError as error:
         raise typer.BadParameter(
-            f"port {port} of {host} cannot be had: {error.strerror}", param_hint="'--metrics-port'"
+            f"port {port} cannot be had: {error.strerror}", param_hint="'--metrics-port'"
         ) from None
     logger.info("worker %s serves its metrics at %s", worker.id, url, extra={"worker_id": worker.id})
