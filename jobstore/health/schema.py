@@ -87,21 +87,25 @@ def wanted_schema(steps: Iterable[Step]) -> Schema:
         return read_schema(made)
 
 
-def steps_had(steps: Sequence[Step], recorded: Collection[str], actual: Schema | None = None) -> Sequence[Step]:
+def steps_had(
+    steps: Sequence[Step], recorded: Collection[str], actual: Schema | None = None, *, is_damaged: bool = False
+) -> Sequence[Step]:
     """Return the steps that a database has had; none if nothing tells.
 
-    They are applied in their order, each as a whole: the last one that is recorded, or has left anything in the schema,
-    tells of those before it, whose records may be lost.
+    They are applied in their order, each as a whole: the last one that is recorded, or whose tables and columns are in
+    the schema, tells of those before it, whose records may be lost.
 
     Args:
         steps: All that there are.
         recorded: The names of those that it records.
         actual: Its schema, if that is to be looked at.
+        is_damaged: Whether parts of the schema may be lost, so that any part tells; else a table of a user's might.
     """
     parts, before, last = set() if actual is None else _parts(actual), set[tuple[str, str]](), 0
     for number, step in enumerate(steps, 1):
         made = _parts(wanted_schema(steps[:number])) if parts else set()
-        if step.name in recorded or (made - before) & parts:
+        own = made - before
+        if step.name in recorded or (own & parts if is_damaged else own and own <= parts):
             last = number
         before = made
     return steps[:last]
@@ -109,7 +113,7 @@ def steps_had(steps: Sequence[Step], recorded: Collection[str], actual: Schema |
 
 def _parts(schema: Schema) -> set[tuple[str, str]]:
     columns = {(name, column) for name, table in schema.tables.items() for column in table.columns}
-    return {*columns, *schema.objects, *(("table", name) for name in schema.tables)}
+    return {*columns, *(("table", name) for name in schema.tables)}
 
 
 def read_schema(connection: sqlite3.Connection) -> Schema:

@@ -170,6 +170,15 @@ def test_lost_records_are_known_by_what_their_steps_have_made(migrated: Path, lo
     assert rows_of(migrated, "SELECT name, checksum FROM migrations ORDER BY name") == records
 
 
+def test_a_users_table_of_the_name_of_a_later_steps_is_no_trace_of_it(migrated: Path) -> None:
+    execute(migrated, "DROP TRIGGER job_attempts_end_calls")
+    execute(migrated, "DROP TABLE api_calls")
+    execute(migrated, "DELETE FROM migrations WHERE name LIKE '0003%'")
+    execute(migrated, "CREATE TABLE api_calls (mine TEXT)")
+    assert finding(migrated, "migrations").summary == "steps that are pending: 1"
+    assert "not jobstore's own: table api_calls" in finding(migrated, "schema").details
+
+
 def test_another_programs_database_is_told_and_not_touched(tmp_path: Path) -> None:
     path = tmp_path / "other.db"
     execute(path, "CREATE TABLE orders (id)")

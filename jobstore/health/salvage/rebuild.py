@@ -107,7 +107,7 @@ def _had(survey: Survey, steps: Sequence[Step], actual: Schema) -> Sequence[Step
             f"the database was migrated by a newer jobstore ({', '.join(unknown)}): repair it with that version",
             unknown,
         )
-    had = steps_had(steps, names, actual)
+    had = steps_had(steps, names, actual, is_damaged=True)
     is_whole = had and wanted_schema(had).tables.keys() <= actual.tables.keys()
     return had if is_whole else steps
 
